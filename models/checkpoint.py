@@ -1,0 +1,74 @@
+"""Checkpoints: a trained model as it leaves training, `checkpoint.json` and safetensors.
+
+`checkpoint.json` is a `ModelCard` (`models.bundle`): training writes it, `python -m export` turns it
+into a bundle. Weights are float32 safetensors; nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .bundle import ModelCard, ModuleSpec, decode, encode, sha256_of, verify_file
+
+if TYPE_CHECKING:
+    import torch
+
+CHECKPOINT = "checkpoint.json"
+
+
+def save_module(directory: Path, name: str, architecture: str, config: dict[str, Any], module: torch.nn.Module) -> ModuleSpec:
+    """Write `NAME.safetensors` (float32, contiguous) and return the entry that describes it."""
+    from safetensors.torch import save_file
+
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"{name}.safetensors"
+    save_file({key: value.detach().float().contiguous().cpu() for key, value in module.state_dict().items()}, path)
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    return ModuleSpec(architecture=architecture, config=config, weights=path.name, sha256=sha256_of(path), parameters=parameters)
+
+
+def save_checkpoint(directory: Path, card: ModelCard) -> None:
+    """Write `checkpoint.json`; the modules that it names must have been saved by `save_module`.
+
+    Raises:
+        BundleError: a weight file is missing or is not the one described.
+    """
+    for module in card.modules.values():
+        verify_file(directory / module.weights, module.sha256)
+    encode(directory / CHECKPOINT, card)
+
+
+def load_checkpoint(directory: Path) -> ModelCard:
+    """Read and verify `checkpoint.json` and the hashes of its weight files.
+
+    Raises:
+        BundleError: the file or a weight file is missing or wrong; names it.
+    """
+    card = decode(directory / CHECKPOINT, ModelCard)
+    for module in card.modules.values():
+        verify_file(directory / module.weights, module.sha256)
+    return card
+
+
+def load_modules(directory: Path, specs: Mapping[str, ModuleSpec]) -> dict[str, torch.nn.Module]:
+    """Build the torch modules of a card and fill in their weights; eval mode, gradients off.
+
+    Raises:
+        BundleError: unknown architecture, or weights that do not fit it.
+    """
+    from safetensors.torch import load_file
+
+    from .bundle import BundleError
+    from .networks import build
+
+    modules = {}
+    for name, spec in specs.items():
+        module = build(spec.architecture, spec.config)
+        try:
+            module.load_state_dict(load_file(directory / spec.weights))
+        except RuntimeError as error:
+            raise BundleError(f"{directory / spec.weights}: does not fit {spec.architecture}: {error}") from error
+        modules[name] = module.eval().requires_grad_(False)
+    return modules
