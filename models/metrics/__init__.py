@@ -1,0 +1,1 @@
+"""How good samples and energies are: FD-digits, out-of-distribution detection, and baselines for both."""
