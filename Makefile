@@ -1,0 +1,46 @@
+# The commands of this project. Everything runs in .venv, made on first use.
+# The first Python 3.11 or 3.12 on the path; override with PYTHON=...
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
+PYTHON ?= $(shell for p in python3 python3.12 python3.11; do $$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+REPOSITORY ?= repository
+
+.PHONY: demo test check serve zoo format protos clean
+
+demo: .venv/installed
+	$(BIN)/python -m bench demo
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+check: .venv/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+serve: .venv/installed
+	$(BIN)/python -m export models/zoo/digits-ddpm models/zoo/digits-vdrme --repository $(REPOSITORY)
+	$(BIN)/python -m server --repository $(REPOSITORY)
+
+zoo: .venv/installed
+	$(BIN)/python -m models.train all --output models/zoo
+
+format: .venv/installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+protos: .venv/installed
+	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. protos/fewstep.proto
+
+# constraints.txt pins every version; torch comes first, because a looser request takes gigabytes of CUDA.
+.venv/installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "fewstep needs Python 3.11 or 3.12 on the path, or PYTHON=..."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --upgrade -c constraints.txt pip
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[models,bench,dev]'
+	touch $@
+
+clean:
+	rm -rf .venv out repository

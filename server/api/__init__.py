@@ -1,0 +1,1 @@
+"""What callers see: the native API, and how messages become jobs."""

@@ -1,0 +1,215 @@
+"""fewstep.v1: the native API. Each method checks its request, makes a job, and words the answer."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from time import perf_counter
+
+import msgspec
+import numpy as np
+
+from protos import fewstep_pb2 as pb
+
+from .. import __version__
+from ..config import Config
+from ..errors import InvalidArgument
+from ..loop.engine import Engine
+from ..loop.runner import row_bytes
+from ..metrics import Metrics
+from ..repository import Model, Repository
+from ..types import Job, Row
+from .calls import Context, PendingJob
+from .validate import (
+    check_false_alarm_rate,
+    check_priority,
+    check_seed,
+    sample_plan,
+    score_plan,
+)
+from .wire import Floats, check_encoding, decode_images, encode_images
+
+# A gRPC call without a deadline reports centuries; beyond this there is none.
+NO_DEADLINE_SECONDS = 1e8
+
+
+class Service:
+    """What the three services share: the models, the engine, and how a job is made and awaited."""
+
+    def __init__(self, repository: Repository, engine: Engine, metrics: Metrics, config: Config) -> None:
+        self.repository = repository
+        self.engine = engine
+        self.metrics = metrics
+        self.config = config
+
+    def job(self, model: Model, seed: int, priority: int, pending: PendingJob, context: Context) -> Job:
+        """An empty job with the call's deadline."""
+        now = perf_counter()
+        left = context.time_remaining()
+        deadline = now + left if left is not None and left < NO_DEADLINE_SECONDS else None
+        return Job(model.key, seed, pending.on_done, priority=priority, deadline=deadline, arrived=now)
+
+    def timing(self, job: Job) -> pb.Timing:
+        self.metrics.observe_job(job)
+        started = job.arrived if job.started is None else job.started
+        return pb.Timing(
+            queue_seconds=started - job.arrived,
+            compute_seconds=job.compute_seconds,
+            total_seconds=perf_counter() - job.arrived,
+            steps=job.batches,
+            mean_batch_rows=job.batch_rows / max(1, job.batches),
+        )
+
+
+class Sampler(Service):
+    """`fewstep.v1.Sampler`."""
+
+    async def Sample(self, request: pb.SampleRequest, context: Context) -> pb.SampleResponse:
+        call = self._prepare(request, context)
+        await call.pending.done(call.job)
+        return self._response(call)
+
+    async def SampleStream(self, request: pb.SampleRequest, context: Context) -> AsyncIterator[pb.SampleEvent]:
+        call = self._prepare(request, context)
+        call.job.on_preview = call.pending.on_preview
+        image, steps = call.model.card.image, len(call.job.rows[0].program.lines)
+        async with aclosing(call.pending.events(call.job)) as events:
+            async for step, preview in events:
+                images = encode_images(preview.reshape(1, *image.shape), image, call.encoding)
+                yield pb.SampleEvent(preview=pb.Preview(step=step, steps=steps, image=images))
+        yield pb.SampleEvent(result=self._response(call))
+
+    def _prepare(self, request: pb.SampleRequest, context: Context) -> _SampleCall:
+        model = self.repository.find(request.model, request.version)
+        encoding = check_encoding(request.encoding, model.card.image)
+        plan = sample_plan(model, request, self.config.limits.max_rows_per_request)
+        pending = PendingJob(self.engine)
+        job = self.job(model, check_seed(request), check_priority(request), pending, context)
+        job.rows = [Row(job, i, plan.program, label) for i, label in enumerate(plan.labels)]
+        job.row_bytes = row_bytes(model.bundle, plan.program)
+        return _SampleCall(model, job, pending, encoding, plan.sampler)
+
+    def _response(self, call: _SampleCall) -> pb.SampleResponse:
+        job, card = call.job, call.model.card
+        program = job.rows[0].program
+        states = np.stack([row.state for row in job.rows]).reshape(-1, *card.image.shape)
+        return pb.SampleResponse(
+            model=card.name,
+            version=call.model.key.version,
+            images=encode_images(states, card.image, call.encoding),
+            seed=job.seed,
+            sampler=call.sampler,
+            steps=len(program.lines),
+            nfe=program.nfe,
+            gradient_passes=program.gradient_passes,
+            timing=self.timing(job),
+        )
+
+
+class _SampleCall(msgspec.Struct, frozen=True):
+    model: Model
+    job: Job
+    pending: PendingJob
+    encoding: int
+    sampler: str
+
+
+class Scorer(Service):
+    """`fewstep.v1.Scorer`."""
+
+    async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
+        model = self.repository.find(request.model, request.version)
+        plans = score_plan(model, request)
+        images = decode_images(request.images, model.card.image, self.config.limits.max_rows_per_request)
+        if len(images) * len(plans) > self.config.limits.max_rows_per_request:
+            limit = self.config.limits.max_rows_per_request
+            raise InvalidArgument("scales", f"{len(images)} images at {len(plans)} scales, at most {limit} together")
+        rate = check_false_alarm_rate(model, request, [name for name, _ in plans])
+        pending = PendingJob(self.engine)
+        job = self.job(model, check_seed(request), check_priority(request), pending, context)
+        flat: Floats = images.reshape(len(images), -1)
+        job.rows = [Row(job, i, program, image=image) for _, program in plans for i, image in enumerate(flat)]
+        job.row_bytes = row_bytes(model.bundle, plans[0][1])
+        await pending.done(job)
+        return self._response(model, job, [name for name, _ in plans], len(images), rate)
+
+    def _response(self, model: Model, job: Job, scales: list[str], images: int, rate: float) -> pb.ScoreResponse:
+        energy = model.card.energy
+        factor = energy.sign * energy.scale if energy is not None else 1.0
+        values = np.array([row.energy for row in job.rows], dtype=np.float64).reshape(len(scales), images) * factor
+        scores = [self._scores(model, name, energies, rate) for name, energies in zip(scales, values, strict=True)]
+        return pb.ScoreResponse(
+            model=model.key.name,
+            version=model.key.version,
+            scores=scores,
+            false_alarm_rate=rate,
+            seed=job.seed,
+            nfe=len(scales),
+            timing=self.timing(job),
+        )
+
+    def _scores(self, model: Model, scale: str, energies: np.ndarray, rate: float) -> pb.ScaleScores:
+        self.metrics.observe_energies(model.key.name, scale, energies)
+        calibration = model.calibrations.get(scale)
+        if calibration is None:
+            return pb.ScaleScores(scale=scale, energy=energies)
+        return pb.ScaleScores(
+            scale=scale,
+            energy=energies,
+            percentile=calibration.percentile(energies),
+            p_value=calibration.p_value(energies),
+            out_of_distribution=calibration.decision(energies, rate),
+            threshold=calibration.threshold(rate),
+        )
+
+
+class Models(Service):
+    """`fewstep.v1.Models`."""
+
+    async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
+        return pb.ListModelsResponse(models=[_summary(model) for model in self.repository.models.values()])
+
+    async def DescribeModel(self, request: pb.DescribeModelRequest, context: Context) -> pb.DescribeModelResponse:
+        model = self.repository.find(request.model, request.version)
+        card = model.card
+        sampling, energy, labels = card.sampling, card.energy, card.labels
+        return pb.DescribeModelResponse(
+            summary=_summary(model),
+            image_shape=card.image.shape,
+            low=card.image.low,
+            high=card.image.high,
+            labels=labels.count if labels is not None else 0,
+            label_names=labels.names if labels is not None else (),
+            guidance=labels is not None and labels.null is not None,
+            default_steps=sampling.default_steps if sampling is not None else 0,
+            accepted_steps=sampling.accepted_steps() if sampling is not None else (),
+            scales=[scale.name for scale in energy.scales] if energy is not None else (),
+            calibrated=bool(model.calibrations),
+            manifest_json=msgspec.json.encode(model.bundle.manifest).decode(),
+        )
+
+    async def GetServerStatus(self, request: pb.GetServerStatusRequest, context: Context) -> pb.GetServerStatusResponse:
+        batcher = self.engine.batcher
+        counters = batcher.counters
+        return pb.GetServerStatusResponse(
+            version=__version__,
+            engine=self.config.engine,
+            ready=self.engine.alive and batcher.admission.open,
+            uptime_seconds=perf_counter() - self.engine.started,
+            rows_in_flight=batcher.rows_in_flight,
+            requests_waiting=batcher.jobs,
+            requests_total=counters.jobs,
+            batches_total=counters.batches,
+            mean_batch_rows=counters.batch_rows / max(1, counters.batches),
+        )
+
+
+def _summary(model: Model) -> pb.ModelSummary:
+    return pb.ModelSummary(
+        name=model.key.name,
+        version=model.key.version,
+        family=model.card.family,
+        description=model.card.description,
+        samplers=model.samplers,
+        scores=model.card.energy is not None,
+    )

@@ -1,0 +1,136 @@
+"""Requests -> jobs: every field is checked here, and an error names the field."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from models.bundle import ModelCard
+from models.program import Program
+from models.samplers import OptionError, SampleOptions, UnsupportedError, find_scale
+from protos import fewstep_pb2 as pb
+
+from ..errors import FailedPrecondition, InvalidArgument, NotFound
+from ..repository import Model, sample_program, score_program
+
+MAX_PRIORITY = 10
+MAX_LIST = 1000
+
+
+class SamplePlan(NamedTuple):
+    """A validated sample request: the sampler's name, the program, and a label (or None) for each sample."""
+
+    sampler: str
+    program: Program
+    labels: list[int | None]
+
+
+def sample_options(request: pb.SampleRequest) -> SampleOptions:
+    """The sampler's options as the caller set them; unset ones stay None."""
+    for name, values in (("m", request.m), ("weights", request.weights)):
+        if len(values) > MAX_LIST:
+            raise InvalidArgument(name, f"must hold at most {MAX_LIST} entries, got {len(values)}")
+    return SampleOptions(
+        sampler=request.sampler or None,
+        steps=request.steps if request.HasField("steps") else None,
+        spacing=request.spacing or None,
+        m=tuple(request.m),
+        form=request.form or None,
+        weights=tuple(tuple(row.values) for row in request.weights),
+        eta=request.eta if request.HasField("eta") else None,
+        guidance=request.guidance if request.HasField("guidance") else None,
+        temperature=request.temperature if request.HasField("temperature") else None,
+        step_size=request.step_size if request.HasField("step_size") else None,
+    )
+
+
+def sample_plan(model: Model, request: pb.SampleRequest, max_rows: int) -> SamplePlan:
+    """What a sample request asks for.
+
+    Raises:
+        InvalidArgument, NotFound (labels), FailedPrecondition.
+    """
+    count = request.count if request.HasField("count") else max(1, len(request.labels))
+    if not 1 <= count <= max_rows:
+        raise InvalidArgument("count", f"must be within 1..{max_rows}, got {count}")
+    options = sample_options(request)
+    try:
+        program = sample_program(model, options)
+    except OptionError as error:
+        raise InvalidArgument(error.field, error.message) from None
+    except UnsupportedError as error:
+        raise FailedPrecondition(str(error)) from None
+    labels = check_labels(model.card, request.labels, count)
+    return SamplePlan(options.sampler or model.samplers[0], program, labels)
+
+
+def score_plan(model: Model, request: pb.ScoreRequest) -> list[tuple[str, Program]]:
+    """The scales asked for, by name, each with its program.
+
+    Raises:
+        NotFound: no such scale. InvalidArgument: a scale twice. FailedPrecondition: no energy.
+    """
+    names: list[str | None] = [*request.scales] or [None]
+    if names == ["all"] and model.card.energy is not None:
+        names = [scale.name for scale in model.card.energy.scales]
+    if len(set(names)) != len(names):
+        raise InvalidArgument("scales", f"names a scale twice: {', '.join(request.scales)}")
+    try:
+        scales = [find_scale(model.card, name) for name in names]
+    except OptionError as error:
+        raise NotFound(str(error)) from None
+    except UnsupportedError as error:
+        raise FailedPrecondition(str(error)) from None
+    return [(scale.name, score_program(model, scale)) for scale in scales]
+
+
+def check_labels(card: ModelCard, labels: Sequence[int], count: int) -> list[int | None]:
+    """One label a sample; the null label where none are given.
+
+    Raises:
+        InvalidArgument: a wrong number of labels. NotFound: a label that the model does not have.
+        FailedPrecondition: labels for a model without, or none for a model that needs them.
+    """
+    if not labels:
+        if card.labels is not None and card.labels.null is None:
+            raise FailedPrecondition(f"labels: {card.name} needs a label for each sample")
+        return [None if card.labels is None else card.labels.null] * count
+    if card.labels is None:
+        raise FailedPrecondition(f"labels: {card.name} has no labels")
+    if len(labels) not in (1, count):
+        raise InvalidArgument("labels", f"must hold 0, 1 or count ({count}) values, got {len(labels)}")
+    for label in labels:
+        if not 0 <= label < card.labels.count:
+            raise NotFound(f"labels: no label {label}; there are 0..{card.labels.count - 1}")
+    return list(labels) if len(labels) == count else [labels[0]] * count
+
+
+def check_seed(request: pb.SampleRequest | pb.ScoreRequest) -> int:
+    """The request's seed, or a fresh one; fresh ones fit in 53 bits so that they survive JSON."""
+    return request.seed if request.HasField("seed") else secrets.randbits(53)
+
+
+def check_priority(request: pb.SampleRequest | pb.ScoreRequest) -> int:
+    """Raises InvalidArgument outside -10..10."""
+    if not -MAX_PRIORITY <= request.priority <= MAX_PRIORITY:
+        raise InvalidArgument("priority", f"must be within -{MAX_PRIORITY}..{MAX_PRIORITY}, got {request.priority}")
+    return request.priority
+
+
+def check_false_alarm_rate(model: Model, request: pb.ScoreRequest, scales: Sequence[str]) -> float:
+    """The decision's false-alarm rate.
+
+    Raises:
+        InvalidArgument: outside (0, 1). FailedPrecondition: asked for, but the scale has no calibration.
+    """
+    if not request.HasField("false_alarm_rate"):
+        return model.card.energy.false_alarm_rate if model.card.energy is not None else 0.05
+    rate = request.false_alarm_rate
+    if not (math.isfinite(rate) and 0.0 < rate < 1.0):
+        raise InvalidArgument("false_alarm_rate", f"must be within (0, 1), got {rate}")
+    missing = [name for name in scales if name not in model.calibrations]
+    if missing:
+        raise FailedPrecondition(f"false_alarm_rate: no calibration for scale {', '.join(missing)} of {model.card.name}")
+    return rate

@@ -1,0 +1,128 @@
+"""The application: the only place that builds objects. start -> serve -> drain -> stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import start_http_server
+
+from export.runtime import open_runtime
+from protos import fewstep_pb2 as pb
+
+from .api.calls import service_handler
+from .api.native import Models, Sampler, Scorer
+from .config import Config, ConfigError
+from .health import Health
+from .loop.engine import Engine
+from .metrics import Metrics
+from .repository import load
+
+log = logging.getLogger(__name__)
+
+STOP_GRACE_SECONDS = 1.0
+
+
+@dataclass
+class App:
+    """One server. `start` returns when it is ready; `stop` when nothing of it is left."""
+
+    config: Config
+    port: int = field(default=0, init=False)
+    metrics_port: int = field(default=0, init=False)
+
+    async def start(self) -> None:
+        """Load and warm up the models, then listen, then report SERVING.
+
+        Raises:
+            ConfigError: a bad repository, bundle or engine, or a port that is taken.
+        """
+        config = self.config
+        self._loop = asyncio.get_running_loop()
+        self.died: asyncio.Future[BaseException] = self._loop.create_future()
+        try:
+            runtime = open_runtime(config.engine, config.threads)
+        except (ValueError, ImportError) as error:
+            raise ConfigError(f"engine: {error}") from error
+        repository, runners = load(config, runtime)
+        self.engine = Engine(runners, config.limits, on_step=lambda *step: self.metrics.observe_step(*step), on_death=self._on_death)
+        self.metrics = Metrics(self.engine.batcher, config.engine)
+        descriptor = pb.DESCRIPTOR.services_by_name
+        servicers = {descriptor[kind.__name__]: kind for kind in (Sampler, Scorer, Models)}
+        names = [service.full_name for service in servicers]
+        self.health = Health(names)
+        self.server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", config.limits.max_message_bytes),
+                ("grpc.max_send_message_length", config.limits.max_message_bytes),
+                ("grpc.so_reuseport", 0),
+            ],
+            maximum_concurrent_rpcs=config.limits.max_concurrent_calls,
+        )
+        self.server.add_generic_rpc_handlers(
+            [
+                service_handler(service, kind(repository, self.engine, self.metrics, config), self.metrics)
+                for service, kind in servicers.items()
+            ]
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, self.server)
+        health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+        reflection.enable_server_reflection([*names, health_name, reflection.SERVICE_NAME], self.server)
+        await self.health.set(False)
+        self.port = self._bind()
+        self._http, self._http_thread = self._serve_metrics()
+        self.metrics_port = self._http.server_port
+        self.engine.start()
+        await self.server.start()
+        await self.health.set(True)
+        log.info("serving on %s:%d, metrics on %d", config.host, self.port, self.metrics_port)
+
+    async def stop(self) -> bool:
+        """Stop cleanly; the order is
+
+        1. health says NOT_SERVING, new jobs are refused with UNAVAILABLE;
+        2. rows in flight and jobs that wait finish, at most `drain_seconds` long;
+        3. the gRPC server closes (the last answers leave), then the engine, then the metrics page.
+
+        Returns whether every job finished.
+        """
+        await self.health.set(False)
+        self.engine.close_admission()
+        drained = await asyncio.to_thread(self.engine.drain, self.config.drain_seconds)
+        if not drained:
+            log.warning("stopping with %d requests unfinished after %g s", self.engine.batcher.jobs, self.config.drain_seconds)
+        await asyncio.to_thread(self.engine.stop)
+        await self.server.stop(STOP_GRACE_SECONDS)
+        self._http.shutdown()
+        self._http.server_close()
+        self._http_thread.join()
+        return drained
+
+    def _bind(self) -> int:
+        address = f"{self.config.host}:{self.config.port}"
+        try:
+            port = self.server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise ConfigError(f"port: cannot listen on {address}: {error}") from error
+        if not port:
+            raise ConfigError(f"port: cannot listen on {address}")
+        return int(port)
+
+    def _serve_metrics(self):  # type: ignore[no-untyped-def]
+        try:
+            return start_http_server(self.config.metrics_port, self.config.host, registry=self.metrics.registry)
+        except OSError as error:
+            raise ConfigError(f"metrics_port: cannot listen on {self.config.host}:{self.config.metrics_port}: {error}") from error
+
+    def _on_death(self, error: BaseException) -> None:
+        """The engine's thread ended by itself: health tells, and whoever runs the app stops it."""
+
+        def tell() -> None:
+            if not self.died.done():
+                self.died.set_result(error)
+
+        self._loop.call_soon_threadsafe(tell)

@@ -1,0 +1,254 @@
+"""The client: a small typed Python class; `python -m server.client` is the same on the command line.
+
+    with FewstepClient("127.0.0.1:8001") as client:
+        samples = client.sample("digits-ddpm", count=16, steps=10, sampler="iddim", m=0.6, seed=7)
+        samples.images                      # (16, 1, 8, 8) float32 in [-1, 1]
+        scores = client.score("digits-vdrme", samples.images)
+        scores["clean"].out_of_distribution
+
+It imports NumPy, gRPC and the protobuf messages and nothing else of the project: neither torch, nor an
+engine, nor `models`. Pillow is imported only when PNG is asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+
+from protos import fewstep_pb2 as pb
+from protos import fewstep_pb2_grpc as rpc
+
+from .client_messages import (
+    FewstepError,
+    SampleOptions,
+    failure,
+    sample_request,
+    scale_scores_of,
+    score_request,
+    summary_of,
+    timing_of,
+)
+from .client_types import (
+    ModelDescription,
+    ModelSummary,
+    Preview,
+    Samples,
+    ScaleScores,
+    Scores,
+    ServerStatus,
+    Timing,
+)
+
+__all__ = [
+    "DEFAULT_ADDRESS",
+    "FewstepClient",
+    "FewstepError",
+    "ModelDescription",
+    "ModelSummary",
+    "Preview",
+    "SampleOptions",
+    "Samples",
+    "ScaleScores",
+    "Scores",
+    "ServerStatus",
+    "Timing",
+]
+
+DEFAULT_ADDRESS = "127.0.0.1:8001"
+LARGEST_RESPONSE = 256 * 2**20
+"""Bytes: gRPC's own limit of 4 MiB holds 16,384 raw 8x8 images, or 340 of 32x32 in colour."""
+
+_LOOPBACK = ("127.", "localhost:", "[::1]:", "unix:")
+
+
+class FewstepClient:
+    """A connection to one server; a context manager, safe to share between threads.
+
+    address: HOST:PORT. timeout: seconds that a call may take unless it says otherwise; it travels with
+    the request as its deadline, so the server too stops working on it. None waits for ever.
+    Every call raises FewstepError where the server answers with a status other than OK.
+    """
+
+    def __init__(self, address: str = DEFAULT_ADDRESS, *, timeout: float | None = 60.0) -> None:
+        options: list[tuple[str, int]] = [("grpc.max_receive_message_length", LARGEST_RESPONSE)]
+        if address.startswith(_LOOPBACK):  # gRPC would ask the proxy of the environment for this machine's own ports
+            options.append(("grpc.enable_http_proxy", 0))
+        self.address = address
+        self.timeout = timeout
+        self._channel = grpc.insecure_channel(address, options)
+        self._sampler = rpc.SamplerStub(self._channel)
+        self._scorer = rpc.ScorerStub(self._channel)
+        self._models = rpc.ModelsStub(self._channel)
+        self._ranges: dict[tuple[str, int], tuple[float, float]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; calls still running are cancelled."""
+        self._channel.close()
+
+    def wait_until_connected(self, timeout: float) -> None:
+        """Wait until the server accepts connections.
+
+        Raises:
+            FewstepError: with UNAVAILABLE, after `timeout` seconds without a connection.
+        """
+        try:
+            grpc.channel_ready_future(self._channel).result(timeout=timeout)
+        except grpc.FutureTimeoutError:
+            message = f"no server answered at {self.address} within {timeout:g} s"
+            raise FewstepError(grpc.StatusCode.UNAVAILABLE, message) from None
+
+    def sample(self, model: str, **options: Unpack[SampleOptions]) -> Samples:
+        """Draw samples from a model.
+
+        Returns: images `(count, channels, height, width)` float32 in the model's value range, with the
+        seed that was used, the network evaluations spent and where the time went.
+
+        Raises:
+            FewstepError: the server refused; names the option at fault.
+        """
+        request = sample_request(model, options)
+        return self._samples(self._call(self._sampler.Sample, request, options.get("timeout")))
+
+    def sample_stream(self, model: str, **options: Unpack[SampleOptions]) -> Iterator[Preview | Samples]:
+        """As `sample`, step by step: a Preview of sample 0 after each step, then the Samples.
+
+        The request is sent when the iterator is first asked; closing the iterator cancels it on the server.
+        """
+        request = sample_request(model, options)
+        timeout = options.get("timeout", self.timeout)
+        call = self._sampler.SampleStream(request, timeout=timeout)
+        try:
+            for event in call:
+                if event.WhichOneof("event") == "result":
+                    yield self._samples(event.result)
+                    return
+                image = self._images(event.preview.image, model, options.get("version", 0))
+                yield Preview(step=event.preview.step, steps=event.preview.steps, image=image[0])
+            raise FewstepError(grpc.StatusCode.DATA_LOSS, "the server ended the stream without a result")
+        except grpc.RpcError as error:
+            raise failure(error) from error
+        finally:
+            call.cancel()  # has no effect on a call that has ended
+
+    def score(
+        self,
+        model: str,
+        images: NDArray[np.floating[Any]],
+        *,
+        scales: str | Sequence[str] = (),
+        false_alarm_rate: float | None = None,
+        seed: int | None = None,
+        priority: int = 0,
+        version: int = 0,
+        timeout: float | None = None,
+    ) -> Scores:
+        """Score images by energy: low is in-distribution, high is out-of-distribution.
+
+        images: `(count, channels, height, width)` or one image `(channels, height, width)`, floating point,
+        in the model's value range.
+        scales: names of noise scales, "all" for every one; empty for the model's default.
+        false_alarm_rate: share of in-distribution images that the decision may reject, in (0, 1).
+        seed: keys the noise that brings an image to a noisy scale.
+
+        Raises:
+            ValueError: images are not floating point, or have neither 3 nor 4 dimensions.
+            FewstepError: the server refused; names the field at fault.
+        """
+        request = score_request(model, images, scales, false_alarm_rate, seed, priority, version)
+        response = self._call(self._scorer.Score, request, timeout)
+        return Scores(
+            model=response.model,
+            version=response.version,
+            scales={entry.scale: scale_scores_of(entry) for entry in response.scores},
+            false_alarm_rate=response.false_alarm_rate,
+            seed=response.seed,
+            nfe=response.nfe,
+            timing=timing_of(response.timing),
+        )
+
+    def models(self, *, timeout: float | None = None) -> tuple[ModelSummary, ...]:
+        """The models that are loaded."""
+        response = self._call(self._models.ListModels, pb.ListModelsRequest(), timeout)
+        return tuple(summary_of(model) for model in response.models)
+
+    def describe(self, model: str, *, version: int = 0, timeout: float | None = None) -> ModelDescription:
+        """What a model takes and gives, with its manifest. version: 0 for the newest."""
+        request = pb.DescribeModelRequest(model=model, version=version)
+        response = self._call(self._models.DescribeModel, request, timeout)
+        channels, height, width = response.image_shape
+        return ModelDescription(
+            summary=summary_of(response.summary),
+            image_shape=(channels, height, width),
+            low=response.low,
+            high=response.high,
+            labels=response.labels,
+            label_names=tuple(response.label_names),
+            guidance=response.guidance,
+            default_steps=response.default_steps,
+            accepted_steps=tuple(response.accepted_steps),
+            scales=tuple(response.scales),
+            calibrated=response.calibrated,
+            manifest_json=response.manifest_json,
+        )
+
+    def status(self, *, timeout: float | None = None) -> ServerStatus:
+        """How the server is doing."""
+        response = self._call(self._models.GetServerStatus, pb.GetServerStatusRequest(), timeout)
+        return ServerStatus(**{name: getattr(response, name) for name in ServerStatus.__dataclass_fields__})
+
+    def _call(self, method: Any, request: Any, timeout: float | None) -> Any:
+        try:
+            return method(request, timeout=self.timeout if timeout is None else timeout)
+        except grpc.RpcError as error:
+            raise failure(error) from error
+
+    def _samples(self, response: pb.SampleResponse) -> Samples:
+        return Samples(
+            model=response.model,
+            version=response.version,
+            images=self._images(response.images, response.model, response.version),
+            png=tuple(response.images.png),
+            seed=response.seed,
+            sampler=response.sampler,
+            steps=response.steps,
+            nfe=response.nfe,
+            gradient_passes=response.gradient_passes,
+            timing=timing_of(response.timing),
+        )
+
+    def _images(self, images: pb.Images, model: str, version: int) -> NDArray[np.float32]:
+        if images.encoding == pb.PNG:
+            from .client_images import decode_png, from_pixels
+
+            key = (model, version)
+            if key not in self._ranges:
+                described = self.describe(model, version=version)
+                self._ranges[key] = (described.low, described.high)
+            return from_pixels(np.stack([decode_png(file) for file in images.png]), *self._ranges[key])
+        wanted = 4 * math.prod(images.shape)
+        if len(images.shape) != 4 or len(images.raw) != wanted:
+            message = f"the server sent {len(images.raw)} bytes of images of shape {list(images.shape)}"
+            raise FewstepError(grpc.StatusCode.DATA_LOSS, message)
+        return np.frombuffer(images.raw, dtype="<f4").reshape(images.shape).astype(np.float32)
+
+
+if __name__ == "__main__":
+    import sys
+
+    from server.client_cli import main
+
+    sys.exit(main())

@@ -1,0 +1,293 @@
+"""`python -m server.client [--address HOST:PORT] sample|score|models|status`.
+
+Exit codes: 0 done, 1 the server refused or could not be reached, 2 wrong usage or bad input files.
+With --json standard output carries one JSON document and nothing else; everything for people goes to standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from .client import DEFAULT_ADDRESS, FewstepClient, FewstepError, Preview, SampleOptions, Samples
+
+OK, FAILED, USAGE = 0, 1, 2
+PASSED_ON = (
+    *("count", "steps", "sampler", "m", "form", "eta", "guidance", "temperature"),
+    *("step_size", "spacing", "labels", "seed", "encoding", "priority", "version"),
+)
+"""Command-line options that go into the request under their own names."""
+
+
+class UsageError(ValueError):
+    """Arguments or input files that cannot be used."""
+
+
+class Output:
+    """Where results go: tables for people, or one JSON document."""
+
+    def __init__(self, as_json: bool) -> None:
+        self.as_json = as_json
+        self.people = Console(stderr=True, quiet=as_json, markup=False, highlight=False)
+        self.tables = Console(quiet=as_json, markup=False, highlight=False)
+
+    def document(self, value: Any) -> None:
+        """Print the JSON document, where JSON was asked for."""
+        if self.as_json:
+            encoded = msgspec.json.encode(value, enc_hook=_plain)
+            print(msgspec.json.format(encoded, indent=2).decode())
+
+    def table(self, title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
+        """Print a table; numbers are set to the right."""
+        table = Table(title=title, title_justify="left")
+        lines = [list(row) for row in rows]
+        for index, column in enumerate(columns):
+            numeric = all(isinstance(line[index], (int, float)) for line in lines)
+            table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        for line in lines:
+            table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in line))
+        self.tables.print(table)
+
+    def error(self, code: str, message: str) -> None:
+        """Say on standard error what went wrong, and in the JSON document where one was asked for."""
+        print(f"{code}: {message}", file=sys.stderr)
+        self.document({"error": {"code": code, "message": message}})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    raise TypeError(f"no JSON form for {type(value).__name__}")
+
+
+def sample(client: FewstepClient, arguments: argparse.Namespace, output: Output) -> None:
+    """Draw samples and write them as a PNG grid or as an array."""
+    path: Path = arguments.output
+    if path.suffix.lower() not in (".png", ".npy"):
+        raise UsageError(f"--output: must end in .png or .npy, got {path}")
+    options: SampleOptions = {name: getattr(arguments, name) for name in PASSED_ON}  # type: ignore[assignment]
+    draw = _streamed if arguments.stream else _drawn
+    samples = draw(client, arguments.model, options, output)
+    if path.suffix.lower() == ".npy":
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, samples.images)
+    else:
+        from .client_images import grid, to_pixels, write_png
+
+        described = client.describe(samples.model, version=samples.version)
+        write_png(
+            path, grid(to_pixels(samples.images, described.low, described.high), arguments.columns, arguments.scale)
+        )
+    left_out = ("images", "png")
+    facts = {name: getattr(samples, name) for name in Samples.__dataclass_fields__ if name not in left_out}
+    output.document({"count": len(samples.images), "shape": samples.images.shape, **facts, "output": str(path)})
+    output.table(
+        f"{samples.model} version {samples.version}",
+        ("samples", "sampler", "steps", "NFE", "seed", "queue ms", "compute ms", "total ms", "rows a batch"),
+        [
+            (
+                *(len(samples.images), samples.sampler, samples.steps, samples.nfe, str(samples.seed)),
+                *_milliseconds(
+                    samples.timing.queue_seconds, samples.timing.compute_seconds, samples.timing.total_seconds
+                ),
+                round(samples.timing.mean_batch_rows, 1),
+            )
+        ],
+    )
+    output.people.print(f"wrote {path}", soft_wrap=True)
+
+
+def _drawn(client: FewstepClient, model: str, options: SampleOptions, output: Output) -> Samples:
+    return client.sample(model, **options)
+
+
+def _streamed(client: FewstepClient, model: str, options: SampleOptions, output: Output) -> Samples:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("steps"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=output.people) as progress:
+        task = progress.add_task(model, total=None)
+        for event in client.sample_stream(model, **options):  # the last event is the result
+            if isinstance(event, Preview):
+                progress.update(task, completed=event.step, total=event.steps)
+    return cast("Samples", event)
+
+
+def _milliseconds(*seconds: float) -> tuple[float, ...]:
+    return tuple(1e3 * value for value in seconds)
+
+
+def score(client: FewstepClient, arguments: argparse.Namespace, output: Output) -> None:
+    """Score image files and print energy, percentile, p-value and decision of each."""
+    from .client_images import read_images
+
+    described = client.describe(arguments.model, version=arguments.version)
+    names: list[str] = []
+    arrays: list[NDArray[np.float32]] = []
+    for path in arguments.files:
+        images = read_images(path, described.image_shape, described.low, described.high)
+        arrays.append(images)
+        names += [f"{path}[{index}]" for index in range(len(images))] if len(images) > 1 else [str(path)]
+    scores = client.score(
+        arguments.model,
+        np.concatenate(arrays),
+        scales=arguments.scales,
+        false_alarm_rate=arguments.false_alarm_rate,
+        seed=arguments.seed,
+        version=arguments.version,
+    )
+    output.document({"images": names, **dataclasses.asdict(scores)})
+    for scale in scores.scales.values():
+        calibrated = scale.threshold is not None
+        columns = ("image", "energy", *(("percentile", "p-value", "verdict") if calibrated else ()))
+        cells: list[Iterable[object]] = [names, scale.energy.tolist()]
+        if calibrated:
+            verdicts = ["out of distribution" if out else "in distribution" for out in scale.out_of_distribution]
+            cells += [scale.percentile.tolist(), scale.p_value.tolist(), verdicts]
+        title = f"{scores.model} version {scores.version}, scale {scale.scale}"
+        if calibrated:
+            title += f", threshold {scale.threshold:.4g} at false-alarm rate {scores.false_alarm_rate:g}"
+        output.table(title, columns, zip(*cells, strict=True))
+
+
+def models(client: FewstepClient, arguments: argparse.Namespace, output: Output) -> None:
+    """List the models, or describe one."""
+    if arguments.model is None:
+        listed = client.models()
+        output.document([dataclasses.asdict(model) for model in listed])
+        rows = [
+            (m.name, m.version, m.family, ", ".join(m.samplers), "yes" if m.scores else "no", m.description)
+            for m in listed
+        ]
+        output.table("models", ("name", "version", "family", "samplers", "scores", "description"), rows)
+        return
+    described = dataclasses.asdict(client.describe(arguments.model, version=arguments.version))
+    described["manifest"] = msgspec.json.decode(described.pop("manifest_json") or "null")
+    output.document(described)
+    facts = {**described.pop("summary"), **described}
+    facts.pop("manifest")  # pages of it: --json shows them
+    output.table(facts["name"], ("field", "value"), [(name, _brief(value)) for name, value in facts.items()])
+
+
+def _brief(value: Any) -> str:
+    if not isinstance(value, tuple):
+        return str(value)
+    if len(value) > 12 and value == tuple(range(value[0], value[-1] + 1)):
+        return f"{value[0]} to {value[-1]}"
+    return ", ".join(map(str, value)) or "none"
+
+
+def status(client: FewstepClient, arguments: argparse.Namespace, output: Output) -> None:
+    """Show how the server is doing."""
+    facts = dataclasses.asdict(client.status())
+    output.document(facts)
+    rows = [
+        (name.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value))
+        for name, value in facts.items()
+    ]
+    output.table(client.address, ("server", "value"), rows)
+
+
+COMMANDS: dict[str, Callable[[FewstepClient, argparse.Namespace, Output], None]] = {
+    "sample": sample,
+    "score": score,
+    "models": models,
+    "status": status,
+}
+
+
+def _numbers(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    def parse(text: str) -> list[Any]:
+        return [kind(part) for part in text.split(",")]
+
+    parse.__name__ = f"comma-separated {kind.__name__}"  # argparse puts it into its error message
+    return parse
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)  # accepted before and after the command
+    common.add_argument("--address", metavar="HOST:PORT", default=argparse.SUPPRESS, help=f"default {DEFAULT_ADDRESS}")
+    common.add_argument(
+        "--timeout", metavar="SECONDS", type=float, default=argparse.SUPPRESS, help="for each call, default 60"
+    )
+    common.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON on standard output")
+    parser = argparse.ArgumentParser(
+        prog="python -m server.client", description="Ask a fewstep server.", parents=[common]
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def add(name: str) -> argparse.ArgumentParser:
+        summary = COMMANDS[name].__doc__
+        return commands.add_parser(name, help=summary, description=summary, parents=[common])
+
+    command = add("sample")
+    command.add_argument("model")
+    command.add_argument("--count", type=int, default=16)
+    command.add_argument("--steps", type=int)
+    command.add_argument("--sampler")
+    command.add_argument(
+        "--m", type=_numbers(float), help="iDDIM's ensemble weight: one, or one a step, separated by commas"
+    )
+    command.add_argument("--form", help="iDDIM's form: iterate or accumulator")
+    command.add_argument("--eta", type=float, help="amount of noise in [0, 1]")
+    command.add_argument("--guidance", type=float, metavar="W", help="classifier-free guidance")
+    command.add_argument("--temperature", type=float)
+    command.add_argument("--step-size", type=float, help="of langevin")
+    command.add_argument("--spacing", help="of the time grid: quadratic or linear")
+    command.add_argument(
+        "--labels", type=_numbers(int), help="one for all samples, or one a sample, separated by commas"
+    )
+    command.add_argument("--seed", type=int)
+    command.add_argument("--encoding", choices=("raw", "png"), help="how the images travel")
+    command.add_argument("--priority", type=int)
+    command.add_argument("--version", type=int, help="the model's; default the newest")
+    command.add_argument("--stream", action="store_true", help="show progress step by step")
+    command.add_argument("--output", type=Path, default=Path("samples.png"), help=".png for a grid, .npy for the array")
+    command.add_argument("--columns", type=int, help="of the grid")
+    command.add_argument("--scale", type=int, help="of the grid: pixels a pixel")
+    command = add("score")
+    command.add_argument("model")
+    command.add_argument("files", nargs="+", type=Path, help="pictures, or .npy arrays of images")
+    command.add_argument("--scales", type=_numbers(str), default=(), help="names separated by commas, or all")
+    command.add_argument("--false-alarm-rate", type=float)
+    command.add_argument("--seed", type=int)
+    command.add_argument("--version", type=int, default=0)
+    command = add("models")
+    command.add_argument("model", nargs="?", help="describe this one")
+    command.add_argument("--version", type=int, default=0)
+    add("status")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = argparse.Namespace(address=DEFAULT_ADDRESS, timeout=60.0, json=False)
+    _parser().parse_args(arguments, options)
+    output = Output(options.json)
+    try:
+        with FewstepClient(options.address, timeout=options.timeout) as client:
+            COMMANDS[options.command](client, options, output)
+    except FewstepError as error:
+        output.error(error.code.name, error.message)
+        return FAILED
+    except (ValueError, OSError) as error:
+        output.error("BAD_INPUT", str(error))
+        return USAGE
+    except KeyboardInterrupt:
+        return 130
+    return OK

@@ -1,0 +1,171 @@
+"""Requests and answers between the client's values and the protobuf messages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypedDict
+
+import grpc
+import numpy as np
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
+from numpy.typing import NDArray
+
+from protos import fewstep_pb2 as pb
+
+from .client_types import ModelSummary, ScaleScores, Timing
+
+_ENCODINGS: Mapping[str, pb.Encoding] = {"raw": pb.RAW, "png": pb.PNG}
+
+
+class FewstepError(Exception):
+    """A call that the server refused or could not finish, or that did not reach it.
+
+    code: the gRPC status. message: the server's words, which name the field at fault.
+    retry_after: seconds after which the server expects to have room (RESOURCE_EXHAUSTED), else None.
+    """
+
+    def __init__(self, code: grpc.StatusCode, message: str, retry_after: float | None = None) -> None:
+        super().__init__(f"{code.name}: {message}")
+        self.code = code
+        self.message = message
+        self.retry_after = retry_after
+
+
+class SampleOptions(TypedDict, total=False):
+    """Options of a sample request; what is left out takes the model's or the sampler's default.
+
+    count: number of samples. steps: network steps.
+    sampler: ddim, iddim, radical, custom, vdrme or langevin, as far as the model offers it.
+    m: iDDIM's ensemble weight in [0, 1], one value, or one a step (eq. 11).
+    form: iDDIM's form, "iterate" (eq. 11) or "accumulator" (eq. 33).
+    weights: for `custom`, row i holds the i+1 weights of the predictions of steps 0..i (eq. 4).
+    eta: amount of noise in [0, 1] (eq. 28). guidance: w >= 0 of classifier-free guidance.
+    temperature: std of the prior noise; for langevin the chain's temperature.
+    step_size: langevin's step size s. spacing: "quadratic" or "linear" time grid.
+    labels: one for all samples, or one a sample. seed: 0..2^64-1; without it the server draws one.
+    encoding: how the images travel; "png" rounds them to 8 bits.
+    priority: -10..10, higher runs first. version: the model's, 0 for the newest.
+    timeout: seconds that the call may take, in place of the client's.
+    """
+
+    count: int
+    steps: int
+    sampler: str
+    m: float | Sequence[float]
+    form: str
+    weights: Sequence[Sequence[float]]
+    eta: float
+    guidance: float
+    temperature: float
+    step_size: float
+    spacing: str
+    labels: int | Sequence[int]
+    seed: int
+    encoding: Literal["raw", "png"]
+    priority: int
+    version: int
+    timeout: float
+
+
+def sample_request(model: str, options: SampleOptions) -> pb.SampleRequest:
+    """The message of a sample request.
+
+    Raises:
+        ValueError: an encoding other than "raw" and "png", or a number that does not fit its field.
+    """
+    given: dict[str, Any] = {name: value for name, value in options.items() if name != "timeout" and value is not None}
+    for name in ("m", "labels"):
+        if name in given and np.ndim(given[name]) == 0:
+            given[name] = [given[name]]
+    if "weights" in given:
+        given["weights"] = [pb.Weights(values=row) for row in given["weights"]]
+    if "encoding" in given:
+        if given["encoding"] not in _ENCODINGS:
+            raise ValueError(f"encoding: must be one of {', '.join(_ENCODINGS)}, got {given['encoding']!r}")
+        given["encoding"] = _ENCODINGS[given["encoding"]]
+    return pb.SampleRequest(model=model, **given)
+
+
+def score_request(
+    model: str,
+    images: NDArray[np.floating[Any]],
+    scales: str | Sequence[str] = (),
+    false_alarm_rate: float | None = None,
+    seed: int | None = None,
+    priority: int = 0,
+    version: int = 0,
+) -> pb.ScoreRequest:
+    """The message of a score request; arguments as in `FewstepClient.score`.
+
+    Raises:
+        ValueError: images are not floating point, or have neither 3 nor 4 dimensions.
+    """
+    images = np.asarray(images)
+    if not np.issubdtype(images.dtype, np.floating):
+        raise ValueError(f"images: must be floating point, in the model's value range, got {images.dtype}")
+    if images.ndim == 3:
+        images = images[np.newaxis]
+    if images.ndim != 4:
+        raise ValueError(f"images: must be (count, channels, height, width), got shape {images.shape}")
+    return pb.ScoreRequest(
+        model=model,
+        version=version,
+        images=pb.Images(encoding=pb.RAW, shape=images.shape, raw=images.astype("<f4").tobytes()),
+        scales=[scales] if isinstance(scales, str) else scales,
+        false_alarm_rate=false_alarm_rate,
+        seed=seed,
+        priority=priority,
+    )
+
+
+def failure(error: grpc.RpcError) -> FewstepError:
+    """The client's form of a gRPC error; its trailing metadata may hold how long to wait."""
+    if not isinstance(error, grpc.Call):
+        return FewstepError(grpc.StatusCode.UNKNOWN, str(error))
+    retry_after = None
+    for key, value in error.trailing_metadata() or ():
+        if key == "grpc-status-details-bin" and isinstance(value, bytes):
+            retry_after = _retry_after(value)
+    return FewstepError(error.code(), error.details() or "the server gave no reason", retry_after)
+
+
+def _retry_after(status: bytes) -> float | None:
+    try:
+        details = status_pb2.Status.FromString(status).details
+    except DecodeError:  # the code and the message stand without it
+        return None
+    for detail in details:
+        info = error_details_pb2.RetryInfo()
+        if detail.Unpack(info):
+            return float(info.retry_delay.seconds + info.retry_delay.nanos * 1e-9)
+    return None
+
+
+def timing_of(timing: pb.Timing) -> Timing:
+    """The client's form of the message."""
+    return Timing(**{name: getattr(timing, name) for name in Timing.__dataclass_fields__})
+
+
+def summary_of(model: pb.ModelSummary) -> ModelSummary:
+    """The client's form of the message."""
+    return ModelSummary(
+        name=model.name,
+        version=model.version,
+        family=model.family,
+        description=model.description,
+        samplers=tuple(model.samplers),
+        scores=model.scores,
+    )
+
+
+def scale_scores_of(entry: pb.ScaleScores) -> ScaleScores:
+    """The client's form of the message; what the server left out for want of calibration stays empty."""
+    return ScaleScores(
+        scale=entry.scale,
+        energy=np.array(entry.energy, dtype=np.float64),
+        percentile=np.array(entry.percentile, dtype=np.float64),
+        p_value=np.array(entry.p_value, dtype=np.float64),
+        out_of_distribution=np.array(entry.out_of_distribution, dtype=np.bool_),
+        threshold=entry.threshold if entry.HasField("threshold") else None,
+    )

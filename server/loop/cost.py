@@ -1,0 +1,50 @@
+"""What a step costs: an online fit of `seconds = fixed + per_row * rows` for one network."""
+
+from __future__ import annotations
+
+
+class StepCost:
+    """Least squares with exponential forgetting over the batches that ran.
+
+    The first batches of a network are slower (allocation, caches); forgetting lets them fade.
+    """
+
+    def __init__(self, memory: float = 50.0) -> None:
+        self._keep = 1.0 - 1.0 / memory
+        self._weight = self._n = self._t = self._nn = self._nt = 0.0
+
+    def record(self, rows: int, seconds: float) -> None:
+        """A batch of `rows` network rows took `seconds`."""
+        keep = self._keep
+        self._weight = self._weight * keep + 1.0
+        self._n = self._n * keep + rows
+        self._t = self._t * keep + seconds
+        self._nn = self._nn * keep + rows * rows
+        self._nt = self._nt * keep + rows * seconds
+
+    @property
+    def fit(self) -> tuple[float, float]:
+        """(fixed, per_row) in seconds, neither negative."""
+        if not self._weight:
+            return 0.0, 0.0
+        n, t = self._n / self._weight, self._t / self._weight
+        spread = self._nn / self._weight - n * n
+        if spread < 1e-9 * n * n:
+            return 0.0, t / n  # one batch size so far: blame the rows
+        per_row = (self._nt / self._weight - n * t) / spread
+        if per_row <= 0.0:
+            return t, 0.0
+        fixed = t - per_row * n
+        return (fixed, per_row) if fixed >= 0.0 else (0.0, t / n)
+
+    def seconds(self, rows: int) -> float:
+        """Predicted seconds of a batch."""
+        fixed, per_row = self.fit
+        return fixed + per_row * rows
+
+    def rows_within(self, seconds: float) -> int:
+        """How many rows are predicted to run within `seconds` (possibly 0 or huge)."""
+        fixed, per_row = self.fit
+        if per_row <= 0.0:
+            return 1 << 30
+        return int(max(0.0, seconds - fixed) / per_row)

@@ -1,0 +1,156 @@
+"""The engine: one thread a device, and its loop of three verbs, schedule -> run -> complete."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from time import perf_counter
+
+from ..config import Limits
+from ..errors import Cancelled, Internal, ServerError, Unavailable
+from ..types import Batch, Job, ModelKey
+from .batcher import Batcher
+from .runner import ModelRunner
+
+log = logging.getLogger(__name__)
+
+StepObserver = Callable[[Batch, float], None]
+
+
+class Engine:
+    """Runs jobs on one device. `submit` and `cancel` may be called from any thread."""
+
+    def __init__(
+        self,
+        runners: Mapping[ModelKey, ModelRunner],
+        limits: Limits,
+        *,
+        clock: Callable[[], float] = perf_counter,
+        on_step: StepObserver | None = None,
+        on_death: Callable[[BaseException], None] | None = None,
+    ) -> None:
+        """on_step is told of every batch and its seconds; on_death of an error that ended the loop itself."""
+        self._runners = dict(runners)
+        self._clock = clock
+        self._on_step = on_step
+        self._on_death = on_death
+        self._changed = threading.Condition()
+        self._stopping = False
+        self.started = 0.0
+        self.batcher = Batcher(limits, clock)
+        for key, runner in self._runners.items():
+            self.batcher.add_model(key, runner.capacity)
+        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+
+    def start(self) -> None:
+        self.started = self._clock()
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def submit(self, job: Job) -> None:
+        """Queue a job.
+
+        Raises:
+            ServerError: it is refused (see `Admission.check`), or the engine has stopped.
+        """
+        job.arrived = job.arrived or self._clock()
+        with self._changed:
+            if self._stopping:
+                raise Unavailable("the engine has stopped")
+            self.batcher.submit(job)
+            self._changed.notify()
+
+    def cancel(self, job: Job) -> None:
+        """The caller is gone; `on_done` is not called."""
+        with self._changed:
+            self.batcher.end(job, Cancelled("the caller is gone"), "cancelled")
+            self._changed.notify()
+
+    def close_admission(self) -> None:
+        """From now on every new job is refused with Unavailable."""
+        with self._changed:
+            self.batcher.admission.open = False
+
+    def drain(self, seconds: float) -> bool:
+        """Wait until no job is left, at most `seconds`. Returns whether that was reached."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.batcher.idle or not self.alive, timeout=seconds)
+
+    def stop(self) -> None:
+        """End the loop after the running step; jobs that are left end with Unavailable."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    # -- the loop -------------------------------------------------------------------------------
+
+    def _loop(self) -> None:
+        reason: ServerError = Unavailable("the server stopped before the request was done")
+        try:
+            while True:
+                batch = self._next_batch()
+                if batch is None:
+                    break
+                started = self._clock()
+                self._run(batch)
+                self._complete(batch, self._clock() - started)
+        except BaseException as error:
+            # Nothing below may end the loop quietly: whatever does is a bug, and callers must not hang on it.
+            log.exception("the engine's loop ended")
+            reason = Internal(f"the engine stopped: {error!r}")
+            if self._on_death is not None:
+                self._on_death(error)
+        finally:
+            self._abandon(reason)
+
+    def _next_batch(self) -> Batch | None:
+        """Wait for a batch; None when the engine is to stop."""
+        while True:
+            with self._changed:
+                if self._stopping:
+                    return None
+                batch, ended = self.batcher.schedule()
+                if batch is None and not ended:
+                    self._changed.notify_all()  # drain() waits for idleness
+                    self._changed.wait()
+                    continue
+            self._finish(ended)
+            if batch is not None:
+                return batch
+
+    def _run(self, batch: Batch) -> None:
+        """Run a batch; an exception of the network is the failure of its rows, not of the loop."""
+        try:
+            self._runners[batch.model].run(batch)
+        except Exception as error:
+            log.exception("network %s of %s failed on %d rows", batch.network, batch.model, len(batch.rows))
+            for row in batch.rows:
+                row.failure = row.failure or Internal(f"network {batch.network} failed: {error}")
+        for row in batch.rows:
+            if row.job.on_preview is not None and row.preview is not None and not row.job.ended:
+                row.job.on_preview(row)
+
+    def _complete(self, batch: Batch, seconds: float) -> None:
+        with self._changed:
+            ended = self.batcher.complete(batch, seconds)
+        self._finish(ended)
+        if self._on_step is not None:
+            self._on_step(batch, seconds)
+
+    def _abandon(self, reason: ServerError) -> None:
+        with self._changed:
+            self._stopping = True
+            left = [job for job in self.batcher.open_jobs() if self.batcher.end(job, reason, "failed")]
+            self._changed.notify_all()
+        self._finish([(job, reason) for job in left])
+
+    @staticmethod
+    def _finish(ended: list[tuple[Job, ServerError]] | list[tuple[Job, ServerError | None]]) -> None:
+        for job, error in ended:
+            job.on_done(job, error)

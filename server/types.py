@@ -1,0 +1,101 @@
+"""What passes between the API and the loop: jobs and their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from models.program import Line, Program
+
+from .errors import ServerError
+
+
+class ModelKey(NamedTuple):
+    """A loaded model: name and version."""
+
+    name: str
+    version: int
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """One sample in flight. `slot` is its place in the model's state pools while it has one.
+
+    sample: keys the row's noise, with the job's seed. label: None where the model takes none.
+    image: the caller's image, `(elements,)` float32, where the program starts from it.
+    state, energy, preview, failure: filled in by the runner as the row's program goes on.
+    """
+
+    job: Job
+    sample: int
+    program: Program
+    label: int | None = None
+    image: Any = None
+    line: int = 0
+    slot: int = -1
+    order: int = 0
+    state: Any = None
+    energy: float | None = None
+    preview: Any = None
+    failure: ServerError | None = None
+
+    @property
+    def current(self) -> Line:
+        return self.program.lines[self.line]
+
+    @property
+    def network_rows(self) -> int:
+        """Rows of the network's batch that this row takes: two under guidance."""
+        return 2 if self.current.guided else 1
+
+    @property
+    def last(self) -> bool:
+        """Whether the current line is the last one."""
+        return self.line + 1 == len(self.program.lines)
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One request in the loop. All times are the injected clock's, in seconds.
+
+    on_done is called once, from the engine's thread: with None, or with what went wrong. It is not
+    called for a job that its caller cancelled.
+    on_preview, where given, is called with row 0 after each of its steps.
+    """
+
+    model: ModelKey
+    seed: int
+    on_done: Callable[[Job, ServerError | None], None]
+    on_preview: Callable[[Row], None] | None = None
+    priority: int = 0
+    deadline: float | None = None
+    rows: list[Row] = field(default_factory=list)
+    arrived: float = 0.0
+    started: float | None = None
+    compute_seconds: float = 0.0
+    batches: int = 0
+    batch_rows: int = 0
+    admitted: int = 0
+    remaining: int = 0
+    ended: bool = False
+    order: int = 0
+    row_bytes: int = 0
+
+    @property
+    def waiting(self) -> int:
+        """Rows that have not been given a slot yet."""
+        return len(self.rows) - self.admitted
+
+
+class Batch(NamedTuple):
+    """Rows that run together: one network, one kind of update."""
+
+    model: ModelKey
+    network: str
+    kind: str
+    rows: list[Row]
+
+    @property
+    def network_rows(self) -> int:
+        return sum(row.network_rows for row in self.rows)

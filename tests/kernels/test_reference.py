@@ -1,0 +1,107 @@
+"""The torch twins against formulas written out in float64, and their indifference to company."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from kernels.reference import ensemble_step, langevin_step
+
+CAPACITY, ELEMENTS = 12, 37
+
+
+def _normal(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _coefficients(rows: int) -> torch.Tensor:
+    values = _normal(rows, 12, seed=1)
+    values[:, 3], values[:, 4] = -1.0, 1.0
+    return values
+
+
+def _ensemble(rows: list[int], *, company: list[int] = ()) -> dict[str, torch.Tensor]:
+    """Update `rows` of fixed pools, together with the rows `company`; returns the pools and predictions."""
+    order = [*company, *rows]
+    pools = {name: _normal(CAPACITY, ELEMENTS, seed=seed) for seed, name in enumerate(("state", "anchor", "accumulator"), 10)}
+    full = {name: _normal(CAPACITY, ELEMENTS, seed=seed) for seed, name in enumerate(("output", "null_output", "history", "noise"), 20)}
+    prediction = ensemble_step(
+        pools["state"],
+        torch.tensor(order),
+        full["output"][order],
+        _coefficients(CAPACITY)[order],
+        anchor=pools["anchor"],
+        accumulator=pools["accumulator"],
+        **{name: full[name][order] for name in ("null_output", "history", "noise")},
+    )
+    return pools | {"prediction": prediction[len(company) :]}
+
+
+def test_ensemble_step_is_its_formula():
+    """Every term of the update, with random coefficients, matches float64 to float32 precision; other rows are untouched."""
+    rows = [7, 2, 11]
+    got = _ensemble(rows)
+    x0 = {name: _normal(CAPACITY, ELEMENTS, seed=seed).double().numpy() for seed, name in enumerate(("x", "xT", "y"), 10)}
+    t = {name: _normal(CAPACITY, ELEMENTS, seed=seed).double().numpy() for seed, name in enumerate(("out", "null", "h", "n"), 20)}
+    k = _coefficients(CAPACITY).double().numpy()[:, :, None]
+    out = t["out"] + k[:, 0] * (t["out"] - t["null"])
+    p = np.clip(k[:, 1] * x0["x"] + k[:, 2] * out, -1, 1)
+    y = k[:, 10] * x0["y"] + k[:, 11] * p
+    x = k[:, 5] * x0["x"] + k[:, 6] * p + k[:, 7] * x0["xT"] + k[:, 8] * y + k[:, 9] * t["n"] + t["h"]
+    for index in range(CAPACITY):
+        expected_x, expected_y = (x, y) if index in rows else (x0["x"], x0["y"])
+        assert np.allclose(got["state"][index], expected_x[index], rtol=1e-5, atol=2e-6)
+        assert np.allclose(got["accumulator"][index], expected_y[index], rtol=1e-5, atol=2e-6)
+    assert np.allclose(got["prediction"], p[rows], rtol=1e-5, atol=2e-6)
+
+
+def test_company_leaves_no_trace():
+    """A row's new state is bitwise the same alone and behind other rows."""
+    alone, crowded = _ensemble([3]), _ensemble([3], company=[8, 1, 0, 9, 5])
+    assert alone["state"][3].numpy().tobytes() == crowded["state"][3].numpy().tobytes()
+
+
+def test_absent_terms_leave_no_trace_in_the_sign_of_zero():
+    """A row without noise gets the same bytes whether or not a neighbour has noise, where its result is zero."""
+    state, anchor = torch.zeros(2, 4), torch.zeros(2, 4)
+    coefficients = torch.zeros(2, 12)
+    coefficients[:, 4], coefficients[:, 5] = 1.0, -1.0
+    ensemble_step(state, torch.tensor([0]), torch.zeros(1, 4), coefficients[:1], anchor=anchor)
+    alone = state[0].numpy().tobytes()
+    state.zero_()
+    ensemble_step(state, torch.tensor([0, 1]), torch.zeros(2, 4), coefficients, anchor=anchor, noise=torch.zeros(2, 4))
+    assert state[0].numpy().tobytes() == alone
+
+
+def test_langevin_step_is_its_formula():
+    """Gradient, anchor, noise, clip of the displacement and box, per row, against float64; norms are returned."""
+    state, anchor = _normal(CAPACITY, ELEMENTS, seed=1), _normal(CAPACITY, ELEMENTS, seed=2)
+    gradient, noise = _normal(3, ELEMENTS, seed=3), _normal(3, ELEMENTS, seed=4)
+    k = torch.tensor([[1, 0, -0.1, 0.2, 1e9, -9, 9], [0.9, 0.1, -0.5, 0.0, 0.7, -9, 9], [1, 0, -0.1, 1.0, 1e9, -0.5, 0.5]])
+    before, slots = state.clone().double().numpy(), [4, 0, 9]
+    norms = langevin_step(state, torch.tensor(slots), gradient, k, anchor=anchor, noise=noise)
+    for row, slot in enumerate(slots):
+        a, c, s, e, limit, low, high = k[row].double().numpy()
+        g = gradient[row].double().numpy()
+        assert float(norms[row]) == pytest.approx(np.linalg.norm(g), rel=1e-6)
+        d = s * g
+        d *= min(1.0, limit / np.linalg.norm(d))
+        x = a * before[slot] + c * anchor[slot].double().numpy() + d + e * noise[row].double().numpy()
+        assert np.allclose(state[slot], np.clip(x, low, high), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["coefficients", "noise", "slots"])
+def test_wrong_shapes_are_refused_by_name(name):
+    """A tensor of the wrong shape is named with its shape and the expected one."""
+    arguments = {
+        "coefficients": torch.zeros(2, 12),
+        "noise": torch.zeros(2, 4),
+        "slots": torch.tensor([0, 1]),
+    }
+    arguments[name] = arguments[name][:1]
+    pool = torch.zeros(3, 4)
+    with pytest.raises(ValueError, match=name):
+        ensemble_step(
+            pool, arguments["slots"], torch.zeros(2, 4), arguments["coefficients"], anchor=pool, noise=arguments["noise"]
+        )

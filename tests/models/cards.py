@@ -1,0 +1,98 @@
+"""Model cards for tests: the shapes of real models, with no files behind them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from models.bundle import (
+    EnergySpec,
+    ImageSpec,
+    LabelSpec,
+    LangevinSpec,
+    ModelCard,
+    ModuleSpec,
+    NetworkSpec,
+    SamplingSpec,
+    ScaleSpec,
+    TensorSpec,
+)
+
+IMAGE = ImageSpec(channels=1, height=8, width=8)
+MODULE = ModuleSpec(architecture="none", config={}, weights="none.safetensors", sha256="0" * 64, parameters=0)
+SAMPLE = TensorSpec(name="sample", shape=IMAGE.shape)
+TIME = TensorSpec(name="time")
+
+
+def denoiser_card(**sampling: Any) -> ModelCard:
+    """A class-conditional denoiser with every sampler of the ensemble family."""
+    spec: dict[str, Any] = {
+        "network": "denoiser",
+        "samplers": ("ddim", "iddim", "radical", "custom"),
+        "default_steps": 8,
+    }
+    return ModelCard(
+        name="denoiser",
+        family="ddpm",
+        description="test",
+        image=IMAGE,
+        labels=LabelSpec(count=10, null=10),
+        modules={"denoiser": MODULE},
+        networks={
+            "denoiser": NetworkSpec(
+                module="denoiser",
+                inputs=(SAMPLE, TIME, TensorSpec(name="label", dtype="int64")),
+                outputs=(TensorSpec(name="prediction", shape=IMAGE.shape),),
+            )
+        },
+        sampling=SamplingSpec(**(spec | sampling)),
+        training={},
+    )
+
+
+def energy_card(**langevin: Any) -> ModelCard:
+    """An energy with its gradient, and nothing else."""
+    energy = TensorSpec(name="energy")
+    return ModelCard(
+        name="energy",
+        family="ebm",
+        description="test",
+        image=IMAGE,
+        modules={"energy": MODULE},
+        networks={
+            "energy": NetworkSpec(module="energy", inputs=(SAMPLE, TIME), outputs=(energy,)),
+            "energy_gradient": NetworkSpec(
+                module="energy",
+                function="energy_gradient",
+                inputs=(SAMPLE, TIME),
+                outputs=(energy, TensorSpec(name="gradient", shape=IMAGE.shape)),
+            ),
+        },
+        energy=EnergySpec(network="energy", gradient_network="energy_gradient", scales=(ScaleSpec(name="t0", time=0.0),)),
+        langevin=LangevinSpec(**({"step_size": 0.1} | langevin)),
+        training={},
+    )
+
+
+def vdrme_card(**sampling: Any) -> ModelCard:
+    """A noise-conditioned generator with trained grids."""
+    spec: dict[str, Any] = {
+        "network": "generator",
+        "samplers": ("vdrme",),
+        "default_steps": 4,
+        "grids": {"4": (999, 562, 249, 62, 0)},
+    }
+    inputs = (SAMPLE, TIME, TensorSpec(name="target_time"), TensorSpec(name="latent", shape=(16,)))
+    return ModelCard(
+        name="generator",
+        family="vdrme",
+        description="test",
+        image=IMAGE,
+        modules={"generator": MODULE},
+        networks={
+            "generator": NetworkSpec(
+                module="generator", inputs=inputs, outputs=(TensorSpec(name="prediction", shape=IMAGE.shape),)
+            )
+        },
+        sampling=SamplingSpec(**(spec | sampling)),
+        training={},
+    )

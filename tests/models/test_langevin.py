@@ -1,0 +1,90 @@
+"""Langevin dynamics against its closed forms (SPEC 7)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kernels.philox import normal
+from models.run import energy_gradient, run
+from models.samplers import OptionError, SampleOptions, compile_sample
+from models.samplers.langevin import from_epsilon, from_independent, langevin_step
+
+from .cards import energy_card
+
+
+class Quadratic(torch.nn.Module):
+    """U = |x|^2 / 2."""
+
+    def forward(self, sample, time):
+        return sample.square().flatten(1).sum(1) / 2
+
+
+def chain(steps: int, count: int, **options) -> torch.Tensor:
+    card = energy_card(**{k: options.pop(k) for k in ("max_displacement", "box") if k in options})
+    program = compile_sample(card, SampleOptions(steps=steps, **options))
+    module = Quadratic()
+    networks = {"energy_gradient": lambda **inputs: energy_gradient(module, **inputs)}
+    return run(program, card, networks, seed=5, count=count, dtype=torch.float64).state
+
+
+def start(count: int) -> torch.Tensor:
+    return torch.from_numpy(normal([5] * count, range(count), [0] * count, 64)).double().reshape(count, 1, 8, 8)
+
+
+@pytest.mark.parametrize("step_size", [0.05, 0.5, 1.0])
+def test_stationary_variance(step_size):
+    """U = x^2/2 at temperature 1 has stationary variance 1/(1 - s/2)."""
+    values = chain(200, 200, step_size=step_size)
+    expected = 1 / (1 - step_size / 2)
+    # 12,800 independent values: the variance's standard error is 1.25 %.
+    assert float(values.var()) == pytest.approx(expected, rel=5 * 0.0125)
+
+
+def test_unstable_from_two_on():
+    """Beyond s = 2 the chain diverges."""
+    assert chain(100, 2, step_size=2.2).abs().max() > 1e3
+
+
+@pytest.mark.parametrize("temperature", [0.1, 4.0])
+def test_temperature_scales_the_variance(temperature):
+    """At temperature tau the target is N(0, tau); the step enters as s/tau."""
+    step = 0.1 * temperature
+    expected = temperature / (1 - step / (2 * temperature))
+    assert float(chain(300, 200, step_size=step, temperature=temperature).var()) == pytest.approx(expected, rel=0.0625)
+
+
+def test_temperature_zero_is_gradient_descent():
+    """Without temperature each step multiplies x by exactly 1 - s, with no noise."""
+    assert torch.allclose(chain(7, 3, step_size=0.2, temperature=0.0), start(3) * 0.8**7, rtol=1e-9)
+
+
+def test_displacement_is_clipped_by_its_norm():
+    """A gradient step longer than the limit keeps its direction and gets the limit as its norm."""
+    x = start(3)
+    moved = chain(1, 3, step_size=0.5, temperature=0.0, max_displacement=0.25)
+    assert torch.allclose((x - moved).flatten(1).norm(dim=1), torch.full((3,), 0.25, dtype=torch.float64), rtol=1e-6)
+    assert torch.nn.functional.cosine_similarity((x - moved).flatten(1), x.flatten(1)).min() > 1 - 1e-9
+
+
+def test_the_box_holds():
+    """With the box on the state never leaves the image's range."""
+    assert chain(5, 5, step_size=1.0, box=True).abs().max() <= 1.0
+
+
+def test_other_forms_map_to_one():
+    """(e^2/2, e) and independent (a, sd) are the same update as (s, temperature)."""
+    epsilon = 0.3
+    step = langevin_step(from_epsilon(epsilon), 1.0)
+    assert (-step.gradient, step.noise) == pytest.approx((epsilon**2 / 2, epsilon))
+    s, temperature = from_independent(0.02, 0.1)
+    step = langevin_step(s, temperature)
+    assert (-step.gradient, step.noise) == pytest.approx((0.02, 0.1))
+
+
+@pytest.mark.parametrize(("option", "value"), [("steps", 0), ("steps", 10**6), ("step_size", 0.0), ("temperature", -1.0)])
+def test_bad_options_name_themselves(option, value):
+    """Options out of range are refused by name."""
+    with pytest.raises(OptionError) as caught:
+        compile_sample(energy_card(), SampleOptions(**{option: value}))
+    assert caught.value.field == option
