@@ -1,0 +1,52 @@
+"""Network architectures by name.
+
+A network is an `nn.Module` whose `forward` takes keyword tensors, a subset of
+
+- `sample` (B, channels, height, width) float32, the noisy image,
+- `time` (B,) float32, the network's time 0..999 (`t - 1` for the schedule's step t),
+- `label` (B,) int64, with the null label as an index of its own,
+- `latent` (B, ...) float32, fresh Gaussian noise,
+- `target_time` (B,) float32, the network time that a generator's step arrives at,
+
+and returns one plain tensor: a noise prediction shaped like `sample`, or energies (B,), low for in-distribution.
+No row depends on another one, and control flow never depends on values, so every network can be exported with a dynamic batch.
+
+Importing this package imports no architecture: each is loaded when it is first built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ..bundle import BundleError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+ARCHITECTURES: Mapping[str, tuple[str, str]] = {
+    "unet2d": (".unet2d", "UNet2D"),
+    "vdrme-generator": (".vdrme", "Generator"),
+    "vdrme-energy": (".vdrme", "Energy"),
+}
+"""Architecture name -> (module of this package, class)."""
+
+
+def build(architecture: str, config: Mapping[str, Any]) -> nn.Module:
+    """Build an untrained network; `config` holds the keyword arguments of its class.
+
+    Keys that start with an underscore are ignored: diffusers writes its class name and version there.
+
+    Raises:
+        BundleError: unknown architecture, or a configuration that its class does not accept.
+    """
+    if architecture not in ARCHITECTURES:
+        raise BundleError(f"unknown architecture {architecture!r}; known: {', '.join(sorted(ARCHITECTURES))}")
+    module_name, class_name = ARCHITECTURES[architecture]
+    network_class = getattr(import_module(module_name, __name__), class_name)
+    try:
+        network: nn.Module = network_class(**{key: value for key, value in config.items() if not key.startswith("_")})
+    except (TypeError, ValueError) as error:
+        raise BundleError(f"architecture {architecture!r} does not accept its config: {error}") from error
+    return network

@@ -1,0 +1,1 @@
+"""Training of the shipped checkpoints, from nothing, on a CPU: `python -m models.train`."""
