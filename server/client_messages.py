@@ -72,7 +72,7 @@ def sample_request(model: str, options: SampleOptions) -> pb.SampleRequest:
     """The message of a sample request.
 
     Raises:
-        ValueError: an encoding other than "raw" and "png", or a number that does not fit its field.
+        ValueError: an encoding other than "raw" and "png", or a value that does not fit its field; names it.
     """
     given: dict[str, Any] = {name: value for name, value in options.items() if name != "timeout" and value is not None}
     for name in ("m", "labels"):
@@ -84,7 +84,13 @@ def sample_request(model: str, options: SampleOptions) -> pb.SampleRequest:
         if given["encoding"] not in _ENCODINGS:
             raise ValueError(f"encoding: must be one of {', '.join(_ENCODINGS)}, got {given['encoding']!r}")
         given["encoding"] = _ENCODINGS[given["encoding"]]
-    return pb.SampleRequest(model=model, **given)
+    request = pb.SampleRequest(model=model)
+    for name, value in given.items():
+        try:
+            request.MergeFrom(pb.SampleRequest(**{name: value}))
+        except (ValueError, TypeError) as error:  # protobuf's own message leaves the field out
+            raise ValueError(f"{name}: {error}") from error
+    return request
 
 
 def score_request(
