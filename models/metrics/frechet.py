@@ -13,7 +13,6 @@ what perfect samples score at n = 397. With more samples a good sampler may fall
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -143,11 +142,13 @@ class FrechetDigits:
 
     def features(self, images: npt.ArrayLike) -> Array:
         """Penultimate activations. images: (n, 1, 8, 8) in [-1, 1]. Returns: (n, 64) float64."""
-        return self._map(self._network.features, images)
+        values = _checked(images, self._split.train.images[0].size)
+        with torch.inference_mode():
+            return np.concatenate([self._network.features(torch.tensor(chunk)).numpy() for chunk in _chunks(values)])
 
     def logits(self, images: npt.ArrayLike) -> Array:
         """Class scores. images: (n, 1, 8, 8) in [-1, 1]. Returns: (n, 10) float64."""
-        return self._map(self._network.forward, images)
+        return self._logits(self.features(images))
 
     def distance(self, images: npt.ArrayLike) -> float:
         """FD-digits of images (n, 1, 8, 8) in [-1, 1], n >= 2, against the train split."""
@@ -178,12 +179,13 @@ class FrechetDigits:
 
         images: (n, 1, 8, 8) in [-1, 1], n >= 2. labels: (n,) the digits that were asked for, if any.
         """
-        logits = self.logits(images)
+        features = self.features(images)
+        logits = self._logits(features)
         nearest = self.nearest_distance(images)
         odds = np.exp(logits - logits.max(axis=1, keepdims=True))
         return SampleQuality(
             count=len(logits),
-            frechet=self.distance(images),
+            frechet=frechet_distance(self.reference, Moments.of(features)),
             floor=self.floor,
             class_histogram=tuple(np.bincount(logits.argmax(axis=1), minlength=CLASSES).tolist()),
             confidence=float((1.0 / odds.sum(axis=1)).mean()),
@@ -197,11 +199,9 @@ class FrechetDigits:
     def _nearest_test(self) -> Array:
         return self.nearest_distance(self._split.test.images)
 
-    def _map(self, function: Callable[[torch.Tensor], torch.Tensor], images: npt.ArrayLike) -> Array:
-        values = _checked(images, self._split.train.images[0].size)
+    def _logits(self, features: Array) -> Array:
         with torch.inference_mode():
-            parts = [function(torch.tensor(chunk)).numpy() for chunk in _chunks(values)]
-        return np.concatenate(parts)
+            return np.asarray(self._network.head(torch.tensor(features)).numpy(), dtype=np.float64)
 
 
 def _checked(images: npt.ArrayLike, pixels: int) -> Array:
