@@ -29,7 +29,9 @@ Words = npt.NDArray[np.uint64]
 Floats = npt.NDArray[np.float32]
 
 
-def philox4x32(counter: tuple[Words, Words, Words, Words], key: tuple[Words, Words]) -> tuple[Words, Words, Words, Words]:
+def philox4x32(
+    counter: tuple[Words, Words, Words, Words], key: tuple[Words, Words]
+) -> tuple[Words, Words, Words, Words]:
     """Ten rounds of Philox 4x32.
 
     counter, key: uint64 arrays that hold 32-bit words and broadcast against each other.

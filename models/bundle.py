@@ -20,11 +20,12 @@ import msgspec
 from msgspec import Meta, Struct
 
 MANIFEST = "manifest.json"
-FORMAT = 1
 T = TypeVar("T")
 
 Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
-FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]  # no separator: a file cannot leave its bundle
+FileName = Annotated[
+    str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+]  # no separator: a file cannot leave its bundle
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
 Positive = Annotated[int, Meta(ge=1)]
 
@@ -198,7 +199,7 @@ class LangevinSpec(_Strict, frozen=True, kw_only=True):
 class ModelCard(_Strict, frozen=True, kw_only=True):
     """What a model is, apart from its files."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     name: Name
     family: Name
     description: str
@@ -214,7 +215,9 @@ class ModelCard(_Strict, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         for name, network in self.networks.items():
             if network.module not in self.modules:
-                raise ValueError(f"networks[{name!r}].module {network.module!r} is not among modules {sorted(self.modules)}")
+                raise ValueError(
+                    f"networks[{name!r}].module {network.module!r} is not among modules {sorted(self.modules)}"
+                )
         wanted = [] if self.sampling is None else [("sampling.network", self.sampling.network)]
         if self.energy is not None:
             wanted.append(("energy.network", self.energy.network))

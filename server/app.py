@@ -24,7 +24,7 @@ from .repository import load
 
 log = logging.getLogger(__name__)
 
-STOP_GRACE_SECONDS = 1.0
+STOP_GRACE_SECONDS = 5.0  # for answers that are on their way; returns as soon as they have left
 
 
 @dataclass
@@ -49,7 +49,9 @@ class App:
         except (ValueError, ImportError) as error:
             raise ConfigError(f"engine: {error}") from error
         repository, runners = load(config, runtime)
-        self.engine = Engine(runners, config.limits, on_step=lambda *step: self.metrics.observe_step(*step), on_death=self._on_death)
+        self.engine = Engine(
+            runners, config.limits, on_step=lambda *step: self.metrics.observe_step(*step), on_death=self._on_death
+        )
         self.metrics = Metrics(self.engine.batcher, config.engine)
         descriptor = pb.DESCRIPTOR.services_by_name
         servicers = {descriptor[kind.__name__]: kind for kind in (Sampler, Scorer, Models)}
@@ -94,7 +96,9 @@ class App:
         self.engine.close_admission()
         drained = await asyncio.to_thread(self.engine.drain, self.config.drain_seconds)
         if not drained:
-            log.warning("stopping with %d requests unfinished after %g s", self.engine.batcher.jobs, self.config.drain_seconds)
+            log.warning(
+                "stopping with %d requests unfinished after %g s", self.engine.batcher.jobs, self.config.drain_seconds
+            )
         await asyncio.to_thread(self.engine.stop)
         await self.server.stop(STOP_GRACE_SECONDS)
         self._http.shutdown()
@@ -116,7 +120,9 @@ class App:
         try:
             return start_http_server(self.config.metrics_port, self.config.host, registry=self.metrics.registry)
         except OSError as error:
-            raise ConfigError(f"metrics_port: cannot listen on {self.config.host}:{self.config.metrics_port}: {error}") from error
+            raise ConfigError(
+                f"metrics_port: cannot listen on {self.config.host}:{self.config.metrics_port}: {error}"
+            ) from error
 
     def _on_death(self, error: BaseException) -> None:
         """The engine's thread ended by itself: health tells, and whoever runs the app stops it."""
@@ -124,5 +130,6 @@ class App:
         def tell() -> None:
             if not self.died.done():
                 self.died.set_result(error)
+                self._dying = asyncio.ensure_future(self.health.set(False))
 
         self._loop.call_soon_threadsafe(tell)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from grpc_health.v1 import health, health_pb2
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health import aio  # type: ignore[attr-defined]  # the stubs miss it
 
 ServingStatus = health_pb2.HealthCheckResponse.ServingStatus
 
@@ -13,7 +14,7 @@ class Health:
     """The health of the server as a whole (service name "") and of each of its services."""
 
     def __init__(self, services: Sequence[str]) -> None:
-        self.servicer = health.aio.HealthServicer()
+        self.servicer = aio.HealthServicer()
         self._services = ("", *services)
 
     async def set(self, serving: bool) -> None:

@@ -35,8 +35,12 @@ class Metrics:
             "fewstep_batch_rows", "Network rows in a batch.", ("model", "network"), buckets=ROWS, registry=registry
         )
         self.nfe = Counter("fewstep_nfe", "Network function evaluations (rows).", ("model",), registry=registry)
-        self.gradient_passes = Counter("fewstep_gradient_passes", "Gradient passes (rows).", ("model",), registry=registry)
-        self.diverged = Counter("fewstep_rows_failed", "Rows that became non-finite or whose network failed.", ("model",), registry=registry)
+        self.gradient_passes = Counter(
+            "fewstep_gradient_passes", "Gradient passes (rows).", ("model",), registry=registry
+        )
+        self.diverged = Counter(
+            "fewstep_rows_failed", "Rows that became non-finite or whose network failed.", ("model",), registry=registry
+        )
         self.energy = Histogram(
             "fewstep_energy", "Energies returned.", ("model", "scale"),
             buckets=(-100, -50, -20, -10, -5, -2, -1, 0, 1, 2, 5, 10, 20, 50, 100), registry=registry,

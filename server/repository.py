@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+
 from export.runtime import Runtime
 from models.bundle import Bundle, BundleError, ModelCard, ScaleSpec, load_bundle
 from models.calibrate import Calibration
@@ -58,7 +60,9 @@ def find_bundles(root: Path) -> list[Path]:
         ConfigError: no such directory, or no bundle in it.
     """
     if not root.is_dir():
-        raise ConfigError(f"repository {root} is not a directory; make one with: python -m export CHECKPOINT --repository {root}")
+        raise ConfigError(
+            f"repository {root} is not a directory; make one with: python -m export CHECKPOINT --repository {root}"
+        )
     found = [d for d in root.glob("*/*") if d.name.isdigit() and (d / "manifest.json").is_file()]
     if not found:
         raise ConfigError(f"repository {root} holds no bundle (NAME/VERSION/manifest.json)")
@@ -83,7 +87,9 @@ class Repository:
             raise NotFound(f"model: no model {name!r}; there are: {names}")
         model = self.models.get(ModelKey(name, version or max(versions)))
         if model is None:
-            raise NotFound(f"version: model {name} has no version {version}; there are: {', '.join(map(str, versions))}")
+            raise NotFound(
+                f"version: model {name} has no version {version}; there are: {', '.join(map(str, versions))}"
+            )
         return model
 
 
@@ -107,7 +113,7 @@ def load(config: Config, runtime: Runtime) -> tuple[Repository, dict[ModelKey, M
         runner.warm_up()
         energy = bundle.card.energy
         scales = energy.scales if energy is not None else ()
-        calibrations = {scale.name: Calibration(scale.calibration) for scale in scales if scale.calibration}
+        calibrations = {scale.name: Calibration(np.array(scale.calibration)) for scale in scales if scale.calibration}
         models[key] = Model(key, bundle, calibrations)
         runners[key] = runner
         log.info("loaded %s version %d: %s", key.name, key.version, ", ".join(sessions))

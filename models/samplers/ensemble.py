@@ -20,7 +20,11 @@ MAX_GUIDANCE = 100.0
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """`x_s = state x_t + prediction p + anchor x_T + accumulator y_s + noise n`, with `y_s = y_accumulator y_t + y_prediction p`."""
+    """Coefficients of one step from t to s.
+
+    `x_s = state x_t + prediction p + anchor x_T + accumulator y_s + noise n`,
+    with `y_s = y_accumulator y_t + y_prediction p`.
+    """
 
     state: float = 0.0
     prediction: float = 0.0
@@ -32,7 +36,10 @@ class Step:
 
 
 def sigma(abar_t: float, abar_s: float, eta: float) -> float:
-    """Noise std of the stochastic form, `eta sqrt((1-abar_s)/(1-abar_t)) sqrt(1-abar_t/abar_s)` (eq. 28; DDPM at eta = 1)."""
+    """Noise std of the stochastic form (eq. 28; DDPM at eta = 1).
+
+    `eta sqrt((1-abar_s)/(1-abar_t)) sqrt(1-abar_t/abar_s)`.
+    """
     return eta * sqrt((1.0 - abar_s) / (1.0 - abar_t)) * sqrt(1.0 - abar_t / abar_s)
 
 
@@ -172,7 +179,9 @@ def check_steps(spec: SamplingSpec, options: SampleOptions) -> int:
     accepted = spec.accepted_steps()
     if steps not in accepted:
         listed = ", ".join(map(str, accepted)) if spec.grids else f"{accepted[0]}..{accepted[-1]}"
-        raise OptionError("steps", f"must be one of {listed}, got {steps}" if spec.grids else f"must be within {listed}, got {steps}")
+        raise OptionError(
+            "steps", f"must be one of {listed}, got {steps}" if spec.grids else f"must be within {listed}, got {steps}"
+        )
     return steps
 
 
@@ -246,6 +255,8 @@ def _custom_weights(options: SampleOptions, steps: int) -> list[list[float]]:
             raise OptionError("weights", f"row {i} must hold {i + 1} values, one per prediction so far, got {len(row)}")
         total = sum(row)
         if not all(0.0 <= value < INFINITY for value in row) or not 0.0 < total < INFINITY:
-            raise OptionError("weights", f"row {i} must hold non-negative finite values with a positive sum, got {list(row)}")
+            raise OptionError(
+                "weights", f"row {i} must hold non-negative finite values with a positive sum, got {list(row)}"
+            )
         rows.append([value / total for value in row])
     return rows

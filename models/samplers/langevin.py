@@ -12,7 +12,12 @@ MAX_STEPS = 10_000
 
 
 def langevin_step(
-    step_size: float, temperature: float, *, max_displacement: float = INFINITY, low: float = -INFINITY, high: float = INFINITY
+    step_size: float,
+    temperature: float,
+    *,
+    max_displacement: float = INFINITY,
+    low: float = -INFINITY,
+    high: float = INFINITY,
 ) -> LangevinUpdate:
     """Coefficients of one step with step size s.
 
@@ -49,9 +54,7 @@ def compile_langevin(card: ModelCard, options: SampleOptions) -> Program:
     if not 0.0 <= temperature <= 1e6:
         raise OptionError("temperature", f"must be within [0, 1e6], got {temperature}")
     low, high = (card.image.low, card.image.high) if spec.box else (-INFINITY, INFINITY)
-    step = langevin_step(
-        step_size, temperature, max_displacement=spec.max_displacement or INFINITY, low=low, high=high
-    )
+    step = langevin_step(step_size, temperature, max_displacement=spec.max_displacement or INFINITY, low=low, high=high)
     # The network returns its own output's gradient; callers' U is sign * scale * output.
     step = step._replace(gradient=step.gradient * energy.sign * energy.scale)
     lines = tuple(

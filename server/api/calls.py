@@ -80,7 +80,7 @@ class PendingJob:
             pass
 
 
-def service_handler(service: ServiceDescriptor, servicer: object, metrics: Metrics) -> grpc.GenericRpcHandler:
+def service_handler(service: ServiceDescriptor, servicer: object, metrics: Metrics) -> grpc.GenericRpcHandler[Any, Any]:
     """The gRPC handler of a service: each method is the servicer's coroutine (or async generator) of that name.
 
     Requests that do not parse reach the table too, which the generated code does not give.
@@ -96,7 +96,7 @@ def service_handler(service: ServiceDescriptor, servicer: object, metrics: Metri
         methods[method.name] = make(
             wrap(method.name, handler, metrics),
             request_deserializer=_deserializer(method),
-            response_serializer=message.Message.SerializeToString,
+            response_serializer=message_factory.GetMessageClass(method.output_type).SerializeToString,
         )
     return grpc.method_handlers_generic_handler(service.full_name, methods)
 

@@ -132,5 +132,12 @@ def check_false_alarm_rate(model: Model, request: pb.ScoreRequest, scales: Seque
         raise InvalidArgument("false_alarm_rate", f"must be within (0, 1), got {rate}")
     missing = [name for name in scales if name not in model.calibrations]
     if missing:
-        raise FailedPrecondition(f"false_alarm_rate: no calibration for scale {', '.join(missing)} of {model.card.name}")
+        raise FailedPrecondition(
+            f"false_alarm_rate: no calibration for scale {', '.join(missing)} of {model.card.name}"
+        )
+    for name in scales:
+        try:
+            model.calibrations[name].threshold(rate)
+        except ValueError as error:
+            raise InvalidArgument("false_alarm_rate", str(error)) from None
     return rate

@@ -48,14 +48,18 @@ def _decode_raw(message: pb.Images, spec: ImageSpec, limit: int) -> Floats:
         raise InvalidArgument("images.shape", f"{shape[0]} images, at most {limit} a request")
     wanted = 4 * math.prod(shape)
     if len(message.raw) != wanted:
-        raise InvalidArgument("images.raw", f"must hold {wanted} bytes for shape {shape} float32, got {len(message.raw)}")
+        raise InvalidArgument(
+            "images.raw", f"must hold {wanted} bytes for shape {shape} float32, got {len(message.raw)}"
+        )
     images = np.frombuffer(message.raw, dtype="<f4").reshape(shape).astype(np.float32, copy=False)
     if not np.isfinite(images).all():
         bad = int(np.argmin(np.isfinite(images).reshape(shape[0], -1).all(1)))
         raise InvalidArgument("images.raw", f"image {bad} holds a value that is not finite")
     low, high = float(images.min()), float(images.max())
     if low < spec.low or high > spec.high:
-        raise InvalidArgument("images.raw", f"values must be within [{spec.low:g}, {spec.high:g}], got [{low:g}, {high:g}]")
+        raise InvalidArgument(
+            "images.raw", f"values must be within [{spec.low:g}, {spec.high:g}], got [{low:g}, {high:g}]"
+        )
     return images
 
 
@@ -92,7 +96,9 @@ def encode_images(images: Floats, spec: ImageSpec, encoding: int) -> pb.Images:
     files = []
     for picture in pixels:
         buffer = io.BytesIO()
-        Image.fromarray(picture[0] if mode == "L" else np.ascontiguousarray(picture.transpose(1, 2, 0)), mode).save(buffer, "PNG")
+        Image.fromarray(picture[0] if mode == "L" else np.ascontiguousarray(picture.transpose(1, 2, 0)), mode).save(
+            buffer, "PNG"
+        )
         files.append(buffer.getvalue())
     return pb.Images(encoding=pb.PNG, shape=images.shape, png=files)
 

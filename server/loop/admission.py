@@ -52,16 +52,18 @@ class Admission:
             raise Unavailable("the server is draining")
         rows = len(job.rows)
         if rows > self._limits.max_rows_per_request:
-            raise InvalidArgument("count", f"{rows} rows asked for, at most {self._limits.max_rows_per_request} a request")
+            raise InvalidArgument(
+                "count", f"{rows} rows asked for, at most {self._limits.max_rows_per_request} a request"
+            )
         if job.deadline is not None and job.deadline <= now:
             raise DeadlineExceeded("the deadline passed before the request was admitted")
-        if self.waiting_rows + rows > self._limits.max_waiting_rows:
-            # An empty queue takes any request that is allowed by itself.
-            if self.waiting_rows:
-                message = f"{self.waiting_rows} rows wait, at most {self._limits.max_waiting_rows} may"
-                raise Overloaded(message, self.drain.seconds_for(self.waiting_rows))
-        if self.waiting_bytes + rows * job.row_bytes > self._limits.max_waiting_bytes:
-            message = f"{self.waiting_bytes} bytes wait, {rows * job.row_bytes} more would pass {self._limits.max_waiting_bytes}"
+        # An empty queue takes any request that is allowed by itself.
+        if self.waiting_rows and self.waiting_rows + rows > self._limits.max_waiting_rows:
+            message = f"{self.waiting_rows} rows wait, at most {self._limits.max_waiting_rows} may"
+            raise Overloaded(message, self.drain.seconds_for(self.waiting_rows))
+        size = rows * job.row_bytes
+        if self.waiting_bytes + size > self._limits.max_waiting_bytes:
+            message = f"{self.waiting_bytes} bytes wait, {size} more would pass {self._limits.max_waiting_bytes}"
             raise Overloaded(message, self.drain.seconds_for(self.waiting_rows))
 
     def enter(self, job: Job) -> None:

@@ -80,6 +80,8 @@ class Batcher:
         self._jobs.add(job)
         self.counters.jobs += 1
         heapq.heappush(model.waiting, (-job.priority, job.order, job))
+        # Now, not at the next schedule: a row that arrives while a batch runs comes before the rows of that batch.
+        self._fill_slots(model)
 
     def end(self, job: Job, error: ServerError, reason: str) -> bool:
         """End a job from outside: its caller is gone, or a stop will not wait for it.
@@ -117,32 +119,33 @@ class Batcher:
         """The next batch, or None when nothing can run; and the jobs that turned out to be late."""
         ended: list[tuple[Job, ServerError]] = []
         now = self._clock()
-        self._fill_slots(now, ended)
         while True:
+            for model in self._models.values():
+                self._fill_slots(model)
             group = self._oldest_group()
             if group is None:
                 return None, ended
             rows = self._take(group, now, ended)
             if rows:
                 break
-        batch = Batch(group[0], group[1], group[2], rows)
+        batch = Batch(*group, rows)
         for job in {row.job for row in rows}:
             if job.started is None:
                 job.started = now
         return batch, ended
 
-    def _fill_slots(self, now: float, ended: list[tuple[Job, ServerError]]) -> None:
-        for model in self._models.values():
-            while model.waiting and model.free:
-                job = model.waiting[0][2]
-                if self._ends_early(job, now, ended) or not job.waiting:
-                    heapq.heappop(model.waiting)
-                    continue
-                row = job.rows[job.admitted]
-                row.slot = model.free.pop()
-                job.admitted += 1
-                self.admission.leave(job, 1)
-                self._enqueue(row)
+    def _fill_slots(self, model: _Model) -> None:
+        """Give free slots to the rows that wait, by priority and then by arrival."""
+        while model.waiting and model.free:
+            job = model.waiting[0][2]
+            if not job.waiting:
+                heapq.heappop(model.waiting)
+                continue
+            row = job.rows[job.admitted]
+            row.slot = model.free.pop()
+            job.admitted += 1
+            self.admission.leave(job, 1)
+            self._enqueue(row)
 
     def _oldest_group(self) -> Group | None:
         heads = ((rows[0].order, group) for group, rows in self._ready.items() if rows)

@@ -93,7 +93,9 @@ class ModelRunner:
                 row.energy = energy
         for index, row in enumerate(rows):
             if not finite[index]:
-                row.failure = Internal(f"sample {row.sample} became non-finite at step {row.line + 1} of {len(row.program.lines)}")
+                row.failure = Internal(
+                    f"sample {row.sample} became non-finite at step {row.line + 1} of {len(row.program.lines)}"
+                )
             elif row.last and batch.kind != "score":
                 row.state = self._state[row.slot].numpy().copy()
             if row.sample == 0 and row.job.on_preview is not None and previews is not None:
@@ -124,7 +126,7 @@ class ModelRunner:
         return noises
 
     def _start(self, rows: list[Row], noises: _Noises) -> None:
-        """Fill the slots of rows at their first line: `x = image_scale image + noise_scale n_0`, anchor and accumulator x."""
+        """Fill the slots of rows at their first line; see `models.program.Program`."""
         for row in rows:
             program, slot = row.program, row.slot
             x = self._state[slot]

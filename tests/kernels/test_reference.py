@@ -24,8 +24,13 @@ def _coefficients(rows: int) -> torch.Tensor:
 def _ensemble(rows: list[int], *, company: list[int] = ()) -> dict[str, torch.Tensor]:
     """Update `rows` of fixed pools, together with the rows `company`; returns the pools and predictions."""
     order = [*company, *rows]
-    pools = {name: _normal(CAPACITY, ELEMENTS, seed=seed) for seed, name in enumerate(("state", "anchor", "accumulator"), 10)}
-    full = {name: _normal(CAPACITY, ELEMENTS, seed=seed) for seed, name in enumerate(("output", "null_output", "history", "noise"), 20)}
+    pools = {
+        name: _normal(CAPACITY, ELEMENTS, seed=seed) for seed, name in enumerate(("state", "anchor", "accumulator"), 10)
+    }
+    full = {
+        name: _normal(CAPACITY, ELEMENTS, seed=seed)
+        for seed, name in enumerate(("output", "null_output", "history", "noise"), 20)
+    }
     prediction = ensemble_step(
         pools["state"],
         torch.tensor(order),
@@ -39,11 +44,16 @@ def _ensemble(rows: list[int], *, company: list[int] = ()) -> dict[str, torch.Te
 
 
 def test_ensemble_step_is_its_formula():
-    """Every term of the update, with random coefficients, matches float64 to float32 precision; other rows are untouched."""
+    """The whole update, with random coefficients, matches float64 to float32 precision; other rows stay."""
     rows = [7, 2, 11]
     got = _ensemble(rows)
-    x0 = {name: _normal(CAPACITY, ELEMENTS, seed=seed).double().numpy() for seed, name in enumerate(("x", "xT", "y"), 10)}
-    t = {name: _normal(CAPACITY, ELEMENTS, seed=seed).double().numpy() for seed, name in enumerate(("out", "null", "h", "n"), 20)}
+    x0 = {
+        name: _normal(CAPACITY, ELEMENTS, seed=seed).double().numpy() for seed, name in enumerate(("x", "xT", "y"), 10)
+    }
+    t = {
+        name: _normal(CAPACITY, ELEMENTS, seed=seed).double().numpy()
+        for seed, name in enumerate(("out", "null", "h", "n"), 20)
+    }
     k = _coefficients(CAPACITY).double().numpy()[:, :, None]
     out = t["out"] + k[:, 0] * (t["out"] - t["null"])
     p = np.clip(k[:, 1] * x0["x"] + k[:, 2] * out, -1, 1)
@@ -78,7 +88,9 @@ def test_langevin_step_is_its_formula():
     """Gradient, anchor, noise, clip of the displacement and box, per row, against float64; norms are returned."""
     state, anchor = _normal(CAPACITY, ELEMENTS, seed=1), _normal(CAPACITY, ELEMENTS, seed=2)
     gradient, noise = _normal(3, ELEMENTS, seed=3), _normal(3, ELEMENTS, seed=4)
-    k = torch.tensor([[1, 0, -0.1, 0.2, 1e9, -9, 9], [0.9, 0.1, -0.5, 0.0, 0.7, -9, 9], [1, 0, -0.1, 1.0, 1e9, -0.5, 0.5]])
+    k = torch.tensor(
+        [[1, 0, -0.1, 0.2, 1e9, -9, 9], [0.9, 0.1, -0.5, 0.0, 0.7, -9, 9], [1, 0, -0.1, 1.0, 1e9, -0.5, 0.5]]
+    )
     before, slots = state.clone().double().numpy(), [4, 0, 9]
     norms = langevin_step(state, torch.tensor(slots), gradient, k, anchor=anchor, noise=noise)
     for row, slot in enumerate(slots):
@@ -103,5 +115,10 @@ def test_wrong_shapes_are_refused_by_name(name):
     pool = torch.zeros(3, 4)
     with pytest.raises(ValueError, match=name):
         ensemble_step(
-            pool, arguments["slots"], torch.zeros(2, 4), arguments["coefficients"], anchor=pool, noise=arguments["noise"]
+            pool,
+            arguments["slots"],
+            torch.zeros(2, 4),
+            arguments["coefficients"],
+            anchor=pool,
+            noise=arguments["noise"],
         )

@@ -67,7 +67,9 @@ def energy_card(**langevin: Any) -> ModelCard:
                 outputs=(energy, TensorSpec(name="gradient", shape=IMAGE.shape)),
             ),
         },
-        energy=EnergySpec(network="energy", gradient_network="energy_gradient", scales=(ScaleSpec(name="t0", time=0.0),)),
+        energy=EnergySpec(
+            network="energy", gradient_network="energy_gradient", scales=(ScaleSpec(name="t0", time=0.0),)
+        ),
         langevin=LangevinSpec(**({"step_size": 0.1} | langevin)),
         training={},
     )

@@ -82,7 +82,9 @@ def test_other_forms_map_to_one():
     assert (-step.gradient, step.noise) == pytest.approx((0.02, 0.1))
 
 
-@pytest.mark.parametrize(("option", "value"), [("steps", 0), ("steps", 10**6), ("step_size", 0.0), ("temperature", -1.0)])
+@pytest.mark.parametrize(
+    ("option", "value"), [("steps", 0), ("steps", 10**6), ("step_size", 0.0), ("temperature", -1.0)]
+)
 def test_bad_options_name_themselves(option, value):
     """Options out of range are refused by name."""
     with pytest.raises(OptionError) as caught:

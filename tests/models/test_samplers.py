@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from math import sqrt
 
 import numpy as np
@@ -60,7 +61,9 @@ def test_m_is_inert_for_up_to_two_steps(steps, form):
     """m does nothing at the first step and at the last, so up to T = 2 it does nothing at all (SPEC 1)."""
     reference = draw(denoiser_card(), sampler="ddim", steps=steps)
     for m in (0.0, 0.3, 1.0):
-        assert torch.allclose(draw(denoiser_card(), sampler="iddim", steps=steps, m=(m,), form=form), reference, atol=1e-12)
+        assert torch.allclose(
+            draw(denoiser_card(), sampler="iddim", steps=steps, m=(m,), form=form), reference, atol=1e-12
+        )
 
 
 def test_m_interpolates_between_ddim_and_radical():
@@ -77,7 +80,10 @@ def test_m_interpolates_between_ddim_and_radical():
 def test_iterate_and_accumulator_differ_from_three_steps_on():
     """(11) on the iterate and (33) on the accumulator agree up to T = 3 and differ from T = 4 on (SPEC 1)."""
     card = denoiser_card(clip=False)
-    pair = {t: [draw(card, sampler="iddim", steps=t, m=(0.5,), form=form) for form in ("iterate", "accumulator")] for t in (3, 4)}
+    pair = {
+        t: [draw(card, sampler="iddim", steps=t, m=(0.5,), form=form) for form in ("iterate", "accumulator")]
+        for t in (3, 4)
+    }
     assert torch.allclose(*pair[3], atol=1e-12)
     assert (pair[4][0] - pair[4][1]).abs().max() > 1e-4
 
@@ -90,7 +96,9 @@ def test_accumulator_form_is_the_ensemble_of_equation_34(steps, m):
     weights = tuple(tuple(row) for row in iddim_weights(abar, (m,) * steps))
     assert all(sum(row) == pytest.approx(1.0, abs=1e-12) for row in weights)
     custom = draw(denoiser_card(), sampler="custom", steps=steps, weights=weights)
-    assert torch.allclose(custom, draw(denoiser_card(), sampler="iddim", steps=steps, m=(m,), form="accumulator"), atol=1e-9)
+    assert torch.allclose(
+        custom, draw(denoiser_card(), sampler="iddim", steps=steps, m=(m,), form="accumulator"), atol=1e-9
+    )
 
 
 @given(
@@ -100,11 +108,13 @@ def test_accumulator_form_is_the_ensemble_of_equation_34(steps, m):
     n=st.floats(-3, 3),
 )
 def test_a_perfect_prediction_stays_on_the_line_to_the_anchor(abar, m, p, n):
-    """If p is the clean image, x_t = sqrt(abar_t) p + sqrt(1-abar_t) n goes to the same line at s, for any m (eq. 8)."""
+    """If p is the clean image, x_t = sqrt(abar_t) p + sqrt(1-abar_t) n stays on that line at s, for any m (eq. 8)."""
     T, t, s = abar
     on_line = [sqrt(a) * p + sqrt(1 - a) * n for a in (T, t, s)]
     step = iterate_step(t, s, T, m)
-    assert step.state * on_line[1] + step.prediction * p + step.anchor * on_line[0] == pytest.approx(on_line[2], abs=1e-9)
+    assert step.state * on_line[1] + step.prediction * p + step.anchor * on_line[0] == pytest.approx(
+        on_line[2], abs=1e-9
+    )
     step = accumulator_step(t, s, T, m)
     y = step.y_accumulator * on_line[1] + step.y_prediction * p
     assert y == pytest.approx(on_line[2], abs=1e-9)
@@ -116,7 +126,7 @@ def test_ddim_on_gaussian_data_has_its_closed_form(steps):
     """With the exact eps of N(0, v) every DDIM step scales x by a known factor; the product is the result."""
     card = denoiser_card(clip=False)
     factor, times = 1.0, (*reversed(quadratic_grid(steps)), 0)
-    for t, s in zip(times, times[1:], strict=False):
+    for t, s in itertools.pairwise(times):
         a_t, a_s = ABAR[t], ABAR[s]
         total = a_t * VARIANCE + 1 - a_t
         # p = sqrt(a_t) v x / total and eps = sqrt(1-a_t) x / total
@@ -142,7 +152,7 @@ def test_the_stochastic_form_has_the_variance_of_its_recursion(eta):
     """With eta (28) each step is x_s = k x_t + sigma n with known k; the end has the variance of that recursion."""
     steps, variance, count = 20, 1.0, 300
     times = (*reversed(quadratic_grid(steps)), 0)
-    for t, s in zip(times, times[1:], strict=False):
+    for t, s in itertools.pairwise(times):
         a_t, a_s = ABAR[t], ABAR[s]
         sigma = eta * sqrt((1 - a_s) / (1 - a_t) * (1 - a_t / a_s))
         k = sqrt(a_s * a_t) * VARIANCE + sqrt((1 - a_s - sigma**2) * (1 - a_t))
@@ -205,7 +215,9 @@ def test_vdrme_step_is_equation_22():
 
 def test_vdrme_clean_end_emits_the_clean_prediction():
     """With abar = 1 at t_0 the last step returns p; without it noise of std 0.01 is kept."""
-    clean, noisy = (compile_sample(vdrme_card(clean_end=flag), SampleOptions()).lines[-1].update for flag in (True, False))
+    clean, noisy = (
+        compile_sample(vdrme_card(clean_end=flag), SampleOptions()).lines[-1].update for flag in (True, False)
+    )
     assert (clean.state, clean.prediction) == (0.0, 1.0)
     assert noisy.state != 0.0
 
@@ -222,7 +234,7 @@ def test_parametrisations_recover_the_clean_image(prediction):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_registered_sampler_has_one_signature(name):
-    """Every sampler compiles from a card and options into a program with float64 coefficients and its draws in order."""
+    """Every sampler compiles from a card and options into a program with float64 coefficients draws in order."""
     cards = {"vdrme": vdrme_card(), "langevin": energy_card()}
     weights = tuple((1.0,) * (i + 1) for i in range(4)) if name == "custom" else ()
     program = compile_sample(cards.get(name, denoiser_card()), SampleOptions(sampler=name, steps=4, weights=weights))

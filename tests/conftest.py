@@ -1,0 +1,32 @@
+"""Fixtures shared by all tests: the exported zoo and a server on it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .running import RunningServer, running_server
+
+ROOT = Path(__file__).parent.parent
+ZOO = ROOT / "models" / "zoo"
+SERVED = ("digits-ddpm", "digits-vdrme")
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The shipped checkpoints as bundles; kept in `out/`, where an unchanged one is not exported again."""
+    target = ROOT / "out" / "test-repository"
+    command = [sys.executable, "-m", "export", *(str(ZOO / name) for name in SERVED), "--repository", str(target)]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=300, capture_output=True)
+    return target
+
+
+@pytest.fixture(scope="session")
+def server(repository: Path) -> Iterator[RunningServer]:
+    """One server with the default engine for all tests that leave no trace in it."""
+    with running_server(repository) as running:
+        yield running

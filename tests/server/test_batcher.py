@@ -1,0 +1,372 @@
+"""The step batcher with an injected clock: order, sharing, isolation and bookkeeping. No threads, no sleeps."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.program import EnsembleUpdate, LangevinUpdate, Line, Program
+from server.config import Limits
+from server.errors import DeadlineExceeded, Internal, InvalidArgument, NotFound, Overloaded, ServerError, Unavailable
+from server.loop.admission import DrainRate
+from server.loop.batcher import Batcher
+from server.loop.cost import StepCost
+from server.types import Batch, Job, ModelKey, Row
+
+MODEL, OTHER = ModelKey("a", 1), ModelKey("b", 1)
+ENSEMBLE = EnsembleUpdate(*[0.0] * 12)
+LANGEVIN = LangevinUpdate(*[0.0] * 7)
+
+
+def program(steps: int, *, network: str = "denoiser", guided: bool = False, kind: str = "ensemble") -> Program:
+    update = {"ensemble": ENSEMBLE, "langevin": LANGEVIN, "score": None}[kind]
+    return Program(0.0, 1.0, tuple(Line(network, guided=guided, update=update) for _ in range(steps)))
+
+
+class World:
+    """A batcher with a clock that the test moves, and everything that it was told."""
+
+    def __init__(self, capacity: int = 256, **limits) -> None:
+        self.now = 0.0
+        self.limits = Limits(**({"step_seconds": 1e9} | limits))
+        self.batcher = Batcher(self.limits, lambda: self.now)
+        self.capacity = capacity
+        for key in (MODEL, OTHER):
+            self.batcher.add_model(key, capacity)
+        self.ended: dict[Job, ServerError | None] = {}
+
+    def submit(
+        self, steps: int, rows: int = 1, *, model: ModelKey = MODEL, priority: int = 0, deadline=None, **kwargs
+    ) -> Job:
+        job = Job(model, 0, lambda *_: None, priority=priority, deadline=deadline, row_bytes=8)
+        compiled = program(steps, **kwargs)
+        job.rows = [Row(job, i, compiled) for i in range(rows)]
+        self.batcher.submit(job)
+        return job
+
+    def note(self, ended) -> None:
+        for job, error in ended:
+            assert job not in self.ended, "a job ended twice"
+            self.ended[job] = error
+
+    def step(self, seconds: float = 1.0, fail=lambda row: None, meanwhile=lambda: None) -> Batch | None:
+        """Schedule, run for `seconds` (with `meanwhile` happening), complete."""
+        batch, ended = self.batcher.schedule()
+        self.note(ended)
+        if batch is not None:
+            slots = [(row.job.model, row.slot) for row in batch.rows]
+            assert len(set(slots)) == len(slots), "a slot is used twice"
+            assert all(0 <= row.slot < self.capacity for row in batch.rows)
+            for row in batch.rows:
+                row.failure = fail(row)
+            meanwhile()
+            self.now += seconds
+            self.note(self.batcher.complete(batch, seconds))
+        return batch
+
+    def run(self, limit: int = 10_000) -> list[Batch]:
+        batches = []
+        while (batch := self.step()) is not None:
+            batches.append(batch)
+            assert len(batches) < limit
+        return batches
+
+
+def test_rows_of_different_programs_share_a_forward():
+    """Rows at different steps of programs of different lengths run in one batch."""
+    world = World()
+    world.submit(8)
+    world.step()
+    world.submit(1)
+    world.submit(4)
+    batch = world.step()
+    assert sorted((row.line, len(row.program.lines)) for row in batch.rows if not row.job.ended) == [(1, 4), (2, 8)]
+    assert len(batch.rows) == 3
+
+
+def test_networks_kinds_and_models_do_not_mix():
+    """A batch has one model, one network and one kind of update."""
+    world = World()
+    world.submit(1)
+    world.submit(1, network="other")
+    world.submit(1, kind="langevin")
+    world.submit(1, kind="score")
+    world.submit(1, model=OTHER)
+    batches = world.run()
+    assert len(batches) == 5
+    assert len({(b.model, b.network, b.kind) for b in batches}) == 5
+
+
+def test_a_short_request_overtakes_long_ones():
+    """A 1-step request that arrives while 64 8-step rows run is done after the next step."""
+    world = World(max_batch_rows=64)
+    long = world.submit(8, rows=64)
+    arrivals = []
+    world.step(meanwhile=lambda: arrivals.append(world.submit(1)))
+    world.step()
+    assert world.ended == {arrivals[0]: None}
+    world.run()
+    assert world.ended[long] is None
+
+
+def test_a_row_waits_for_the_rows_ahead_of_it_only():
+    """With more rows in flight than a batch holds, everyone advances once a round."""
+    world = World(max_batch_rows=4)
+    jobs = [world.submit(3) for _ in range(10)]
+    ran = Counter()
+    for _ in range(6):
+        batch = world.step()
+        ran.update(row.job for row in batch.rows)
+        counts = [ran[job] for job in jobs]
+        assert max(counts) - min(counts) <= 1
+
+
+def test_guided_rows_count_twice():
+    """A guided row takes two network rows of the batch's bound."""
+    world = World(max_batch_rows=4)
+    for _ in range(3):
+        world.submit(1, guided=True)
+    assert [batch.network_rows for batch in world.run()] == [4, 2]
+
+
+def test_a_single_row_larger_than_the_bound_still_runs():
+    """A guided row alone passes a bound of one."""
+    world = World(max_batch_rows=1)
+    world.submit(2, guided=True)
+    assert [batch.network_rows for batch in world.run()] == [2, 2]
+
+
+def test_groups_take_turns():
+    """Two networks with endless work alternate."""
+    world = World(max_batch_rows=2)
+    for _ in range(6):
+        world.submit(2)
+        world.submit(2, network="other")
+    networks = [batch.network for batch in world.run()]
+    assert networks.count("denoiser") == networks.count("other")
+    assert all(networks[i] != networks[i + 1] for i in range(0, 4))
+
+
+def test_rows_beyond_the_slots_wait_and_get_slots_as_they_free():
+    """Never more rows in flight than slots; all finish."""
+    world = World(capacity=3)
+    job = world.submit(2, rows=10)
+    assert world.batcher.admission.waiting_rows == 7
+    while world.step() is not None:
+        assert world.batcher.rows_in_flight <= 3
+    assert world.ended == {job: None}
+    assert world.batcher.admission.waiting_rows == world.batcher.admission.waiting_bytes == 0
+
+
+def test_priority_gets_the_next_free_slot():
+    """Of the jobs that wait, the higher priority goes first; equals keep their order."""
+    world = World(capacity=1)
+    first, low, high, high2 = (world.submit(1, priority=p) for p in (0, 0, 5, 5))
+    order = [batch.rows[0].job for batch in world.run()]
+    assert order == [first, high, high2, low]
+
+
+def test_a_cancelled_job_leaves_and_its_neighbours_do_not_notice():
+    """Its rows leave at the next step, its waiting rows at once; every slot comes back."""
+    world = World(capacity=4)
+    gone, stays = world.submit(5, rows=6), world.submit(5, rows=2)
+    world.step()
+    assert world.batcher.end(gone, Unavailable("gone"), "cancelled")
+    assert not world.batcher.end(gone, Unavailable("gone"), "cancelled")
+    assert world.batcher.admission.waiting_rows == 2
+    world.run()
+    assert world.ended == {stays: None}
+    assert world.batcher.rows_in_flight == 0
+    assert world.batcher.idle
+
+
+def test_a_job_cancelled_while_it_runs_never_ends_twice():
+    """Cancelled between schedule and complete: the batch completes, the rows are dropped, nobody is told."""
+    world = World()
+    job, other = world.submit(2), world.submit(2)
+    batch, _ = world.batcher.schedule()
+    world.batcher.end(job, Unavailable("gone"), "cancelled")
+    world.note(world.batcher.complete(batch, 1.0))
+    world.run()
+    assert world.ended == {other: None}
+    assert world.batcher.rows_in_flight == 0
+
+
+def test_a_failed_row_ends_its_job_alone():
+    """A row that diverges ends its own job with its error; the others of the batch go on."""
+    world = World()
+    bad, good = world.submit(3, rows=3), world.submit(3)
+    error = Internal("sample 1 became non-finite at step 1 of 3")
+    world.step(fail=lambda row: error if row.job is bad and row.sample == 1 else None)
+    assert world.ended == {bad: error}
+    world.run()
+    assert world.ended[good] is None
+    assert world.batcher.rows_in_flight == 0
+
+
+def test_a_late_job_leaves_at_the_next_step():
+    """A job whose deadline passes between two steps ends with DeadlineExceeded."""
+    world = World()
+    late, fine = world.submit(5, deadline=1.5), world.submit(5)
+    world.run()
+    assert isinstance(world.ended[late], DeadlineExceeded)
+    assert world.ended[fine] is None
+
+
+def test_an_expired_request_is_not_admitted():
+    """A deadline in the past is refused, and leaves no trace."""
+    world = World()
+    with pytest.raises(DeadlineExceeded):
+        world.submit(1, deadline=0.0)
+    assert world.batcher.idle
+
+
+def test_a_full_queue_refuses_with_a_delay_from_the_drain_rate():
+    """RESOURCE_EXHAUSTED's delay is the time that the measured rate needs for what waits."""
+    world = World(capacity=2, max_waiting_rows=10)
+    world.submit(1, rows=10)
+    world.step(seconds=0.5)
+    assert world.batcher.admission.waiting_rows == 8
+    with pytest.raises(Overloaded) as refused:
+        world.submit(1, rows=5)
+    assert refused.value.retry_seconds == pytest.approx(8 * 0.5 / 2)
+    assert len(world.run()) == 4
+    world.submit(1, rows=5)
+
+
+def test_waiting_bytes_are_bounded():
+    """The byte budget refuses what the row budget would let in."""
+    world = World(capacity=1, max_waiting_bytes=100)
+    world.submit(1, rows=12)
+    with pytest.raises(Overloaded, match="bytes"):
+        world.submit(1, rows=2)
+
+
+def test_more_rows_than_a_request_may_have_are_a_bad_request():
+    """One request cannot ask for more than its bound, however empty the queue."""
+    with pytest.raises(InvalidArgument, match="count"):
+        World(max_rows_per_request=8).submit(1, rows=9)
+
+
+def test_a_closed_server_and_an_unknown_model_refuse():
+    """Draining refuses with Unavailable, an unknown model with NotFound."""
+    world = World()
+    with pytest.raises(NotFound):
+        world.submit(1, model=ModelKey("nope", 1))
+    world.batcher.admission.open = False
+    with pytest.raises(Unavailable):
+        world.submit(1)
+
+
+def test_a_batch_is_cut_to_the_step_budget():
+    """Once steps were measured at 10 ms a row, a 50 ms budget takes 5 rows a batch, and at least one."""
+    world = World(step_seconds=0.05)
+    world.submit(1, rows=4)
+    world.step(seconds=0.04)
+    world.submit(1, rows=20)
+    assert len(world.step(seconds=0.05).rows) == 5
+    slow = World(step_seconds=0.001)
+    slow.submit(3)
+    slow.step(seconds=1.0)
+    assert len(slow.step(seconds=1.0).rows) == 1
+
+
+def test_step_cost_recovers_a_line():
+    """The fit finds fixed cost and cost per row from batches of mixed sizes, and follows a change."""
+    cost = StepCost()
+    for _ in range(3):
+        for rows in (1, 2, 8, 32):
+            cost.record(rows, 0.002 + 0.0005 * rows)
+    assert cost.fit == pytest.approx((0.002, 0.0005), rel=1e-6)
+    assert cost.rows_within(0.01) == 16
+    for _ in range(100):
+        for rows in (1, 8, 32):
+            cost.record(rows, 0.001 * rows)
+    assert cost.seconds(10) == pytest.approx(0.01, rel=0.02)
+
+
+def test_drain_rate_forgets():
+    """The rate follows what happened lately."""
+    rate = DrainRate(half_life=1.0)
+    for _ in range(50):
+        rate.record(10, 1.0)
+    assert rate.seconds_for(20) == pytest.approx(2.0, rel=0.01)
+    for _ in range(20):
+        rate.record(1, 1.0)
+    assert rate.seconds_for(20) == pytest.approx(20.0, rel=0.01)
+
+
+EVENTS = st.lists(
+    st.one_of(
+        st.tuples(
+            st.just("submit"),
+            st.integers(1, 6),
+            st.integers(1, 9),
+            st.sampled_from(["ensemble", "langevin", "score"]),
+            st.booleans(),
+        ),
+        st.tuples(st.just("step"), st.floats(0.1, 3.0), st.integers(0, 5)),
+        st.tuples(st.just("cancel"), st.integers(0, 50)),
+    ),
+    max_size=60,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(events=EVENTS, capacity=st.integers(1, 8), max_batch=st.integers(1, 6))
+def test_every_job_ends_exactly_once_and_nothing_leaks(events, capacity, max_batch):
+    """Random arrivals, deadlines, failures, cancels: each job ends once, with the right reason; slots come back."""
+    world = World(capacity=capacity, max_batch_rows=max_batch, max_waiting_rows=30)
+    jobs, cancelled = [], set()
+    for event in events:
+        if event[0] == "submit":
+            _, steps, rows, kind, hurried = event
+            deadline = world.now + steps if hurried else None
+            try:
+                jobs.append(world.submit(steps, rows, kind=kind, guided=rows % 2 == 0, deadline=deadline))
+            except Overloaded:
+                assert world.batcher.admission.waiting_rows + rows > 30
+        elif event[0] == "step":
+            unlucky = event[2]
+            world.step(event[1], fail=lambda row, unlucky=unlucky: Internal("x") if row.sample == unlucky + 4 else None)
+        elif jobs:
+            job = jobs[event[1] % len(jobs)]
+            if world.batcher.end(job, Unavailable("gone"), "cancelled"):
+                cancelled.add(job)
+    world.run()
+    assert set(world.ended) | cancelled == set(jobs)
+    assert not set(world.ended) & cancelled
+    for job, error in world.ended.items():
+        if error is None:
+            assert all(row.last and row.failure is None for row in job.rows)
+        elif isinstance(error, DeadlineExceeded):
+            assert job.deadline is not None
+        else:
+            assert isinstance(error, Internal)
+    assert world.batcher.idle
+    assert world.batcher.rows_in_flight == 0
+    assert world.batcher.admission.waiting_rows == world.batcher.admission.waiting_bytes == 0
+    assert sum(world.batcher.counters.rows_left.values()) >= len(jobs)
+
+
+@pytest.mark.parametrize("behind", [10, 1_000, 100_000])
+def test_scheduling_does_not_look_at_the_queue_behind(behind):
+    """The work of one step does not grow with the requests that wait: counted in comparisons of jobs, not in time."""
+    world = World(capacity=4, max_waiting_rows=10**9, max_waiting_bytes=10**12)
+    for _ in range(behind):
+        world.submit(2)
+    calls = 0
+    original = world.batcher._ends_early
+
+    def counted(*arguments):
+        nonlocal calls
+        calls += 1
+        return original(*arguments)
+
+    world.batcher._ends_early = counted
+    for _ in range(10):
+        world.step()
+    assert calls <= 10 * 4 * 3
