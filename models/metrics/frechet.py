@@ -26,7 +26,7 @@ from scipy.spatial.distance import cdist
 from ..bundle import BundleError
 from ..checkpoint import load_checkpoint
 from ..data import CLASSES, DigitsSplit, load_digits_split
-from ..networks.classifier import Classifier
+from ..networks.classifier import Classifier, one_thread
 
 Array = npt.NDArray[np.float64]
 Images = npt.NDArray[np.float32]
@@ -143,7 +143,7 @@ class FrechetDigits:
     def features(self, images: npt.ArrayLike) -> Array:
         """Penultimate activations. images: (n, 1, 8, 8) in [-1, 1]. Returns: (n, 64) float64."""
         values = _checked(images, self._split.train.images[0].size)
-        with torch.inference_mode():
+        with torch.inference_mode(), one_thread():
             return np.concatenate([self._network.features(torch.tensor(chunk)).numpy() for chunk in _chunks(values)])
 
     def logits(self, images: npt.ArrayLike) -> Array:

@@ -18,7 +18,7 @@ from torch.nn import functional
 from ..bundle import ImageSpec, LabelSpec, ModelCard, NetworkSpec, TensorSpec
 from ..checkpoint import save_checkpoint, save_module
 from ..data import CLASSES, LabelledImages, load_digits_split
-from ..networks.classifier import Classifier
+from ..networks.classifier import Classifier, one_thread
 from .ddpm import Report, learning_rate_factor
 from .provenance import provenance
 
@@ -45,16 +45,10 @@ class Recipe:
 
 def train_classifier(data: LabelledImages, recipe: Recipe, report: Report) -> Classifier:
     """Train by cross-entropy on labelled images (n, 1, 8, 8); returns the network in eval mode."""
-    threads = torch.get_num_threads()
-    # One thread: as fast at this size, and sums come out in the same order on any number of cores.
-    torch.set_num_threads(1)
-    try:
-        # Initial weights and dropout read torch's global stream: forked, so that the caller's stream is left alone.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(recipe.seed)
-            return _train(Classifier(**CONFIG).train(), data, recipe, report)
-    finally:
-        torch.set_num_threads(threads)
+    # Initial weights and dropout read torch's global stream: forked, so that the caller's stream is left alone.
+    with one_thread(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        return _train(Classifier(**CONFIG).train(), data, recipe, report)
 
 
 def _train(network: Classifier, data: LabelledImages, recipe: Recipe, report: Report) -> Classifier:
