@@ -1,0 +1,89 @@
+"""`python -m export CHECKPOINT... --repository DIR`: trained checkpoints to bundles that a server loads."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from models.bundle import Bundle, BundleError
+
+from . import ExportError
+from .bundle_writer import Outcome, export_checkpoint
+
+USER_ERROR = 2
+MEGABYTE = 1e6
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code: 0, or 2 for an error that the message explains."""
+    options = _parser().parse_args(arguments)
+    console, errors = Console(), Console(stderr=True)
+    try:
+        outcomes = [_export(checkpoint, options, errors) for checkpoint in options.checkpoint]
+    except (ExportError, BundleError, OSError) as error:
+        errors.print(f"export: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        return USER_ERROR
+    for outcome in outcomes:
+        state = "written" if outcome.fresh else "up to date"
+        console.print(f"{outcome.bundle.directory}: {state}", markup=False, highlight=False, soft_wrap=True)
+    console.print(_table([outcome.bundle for outcome in outcomes]))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m export", description=__doc__)
+    parser.add_argument("checkpoint", nargs="+", type=Path, help="directory with checkpoint.json and its weights")
+    parser.add_argument("--repository", required=True, type=Path, help="model repository: DIR/NAME/VERSION is written")
+    parser.add_argument(
+        "--version", type=_version, help="version number (default: 1, or the next one if it has changed)"
+    )
+    parser.add_argument("--force", action="store_true", help="export again, and over another checkpoint's version")
+    return parser
+
+
+def _version(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text!r}")
+    return int(text)
+
+
+def _export(checkpoint: Path, options: argparse.Namespace, errors: Console) -> Outcome:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=errors, transient=True) as progress:
+        task = progress.add_task(checkpoint.name, total=None)
+
+        def report(network: str, stage: str) -> None:
+            progress.update(task, description=f"{checkpoint.name} {network}: {stage}")
+
+        return export_checkpoint(
+            checkpoint, options.repository, version=options.version, force=options.force, report=report
+        )
+
+
+def _table(bundles: Sequence[Bundle]) -> Table:
+    table = Table("network", box=None, pad_edge=False)
+    for heading in ("MB", "nodes", "worst error", "bound"):
+        table.add_column(heading, justify="right")
+    table.add_column("batch invariant")
+    for bundle in bundles:
+        details = bundle.manifest.exported.get("graphs", {})
+        for name, graph in bundle.manifest.graphs.items():
+            table.add_row(
+                f"{bundle.card.name}/{name}",
+                f"{bundle.graph_path(name).stat().st_size / MEGABYTE:.2f}",
+                str(details.get(name, {}).get("nodes", "?")),
+                f"{graph.worst:.1e}",
+                f"{graph.bound:.0e}",
+                "yes" if graph.batch_invariant else "no",
+            )
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())

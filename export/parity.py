@@ -1,0 +1,131 @@
+"""Measurements on an exported network: how far it is from torch, and whether a row depends on its batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from models.bundle import ModelCard, NetworkSpec, ParityCheck
+from models.run import Network
+
+from . import ExportError
+from .runtime import Session
+
+ROWS = (1, 7)
+SEEDS = (0, 1)
+BOUNDS: Mapping[str, float] = {"forward": 2e-5, "energy_gradient": 1e-5}
+"""Largest accepted error by the function of a network; float32 loses 1e-7 to 3e-6 in the networks shipped here."""
+BATCHES = (2, 3, 8, 32)
+"""Batch sizes in which a row is compared with itself alone."""
+DEFAULT_TIMES = 1000
+
+
+def draw_inputs(card: ModelCard, spec: NetworkSpec, rows: int, seed: int) -> dict[str, Tensor]:
+    """Inputs as a server sees them: Gaussian states and latents, labels with the null one, times 0..999.
+
+    Returns: each input by name, `(rows, *shape)`. Scalars are uniform over the schedule's network times.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    times = card.sampling.schedule.steps if card.sampling is not None else DEFAULT_TIMES
+    return {tensor.name: _draw(card, tensor.name, tensor.shape, rows, times, generator) for tensor in spec.inputs}
+
+
+def _draw(
+    card: ModelCard, name: str, shape: tuple[int, ...], rows: int, times: int, generator: torch.Generator
+) -> Tensor:
+    if name == "label":
+        labels = list(range(card.labels.count)) if card.labels is not None else [0]
+        if card.labels is not None and card.labels.null is not None:
+            labels.append(card.labels.null)
+        return torch.tensor(labels)[torch.randint(len(labels), (rows, *shape), generator=generator)]
+    if shape:
+        return torch.randn(rows, *shape, generator=generator)
+    return torch.randint(times, (rows,), generator=generator).float()
+
+
+def reference_outputs(network: Network, spec: NetworkSpec, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """The torch network's outputs, held against what the card says of them.
+
+    Raises:
+        ExportError: it does not run on these inputs, or its outputs differ in number, shape or type.
+    """
+    rows = inputs[spec.inputs[0].name].shape[0]
+    try:
+        with torch.no_grad():
+            outputs = network(**inputs)
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+        raise ExportError(f"the module does not run on the inputs that the card describes: {error}") from error
+    found = [_described(output) for output in outputs]
+    wanted = [_described(torch.empty(rows, *tensor.shape)) for tensor in spec.outputs]
+    if found != wanted:
+        raise ExportError(f"the module returns {', '.join(found)} for {rows} rows, the card says {', '.join(wanted)}")
+    return outputs
+
+
+def _described(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+
+
+def measure_parity(
+    session: Session,
+    network: Network,
+    card: ModelCard,
+    spec: NetworkSpec,
+    rows: Sequence[int] = ROWS,
+    seeds: Sequence[int] = SEEDS,
+) -> tuple[ParityCheck, ...]:
+    """Compare an exported network with torch for each output, batch size and seed.
+
+    The error is max|graph - torch| / max(1, max|torch|), and infinite where either is not finite.
+    """
+    checks = []
+    for count in rows:
+        for seed in seeds:
+            inputs = draw_inputs(card, spec, count, seed)
+            expected = reference_outputs(network, spec, inputs)
+            for tensor, graph, torch_output in zip(spec.outputs, session.run(inputs), expected, strict=True):
+                checks.append(ParityCheck(output=tensor.name, rows=count, seed=seed, error=_error(graph, torch_output)))
+    return tuple(checks)
+
+
+def _error(graph: Tensor, expected: Tensor) -> float:
+    if graph.shape != expected.shape:
+        return math.inf
+    error = float((graph - expected).abs().max() / expected.abs().max().clamp_min(1.0))
+    return error if math.isfinite(error) else math.inf
+
+
+def is_batch_invariant(session: Session, inputs: Mapping[str, Tensor]) -> bool:
+    """Whether each row gives the same bytes alone and in batches of 2, 3, 8 and 32, wherever it stands.
+
+    inputs: 32 rows. Each is run alone, then two batches of each size in order, then the full batch turned around.
+    """
+    total = max(BATCHES)
+    alone = _run(session, inputs, [[row] for row in range(total)])
+    pairs = [[list(range(first, first + size)) for first in range(0, min(2 * size, total), size)] for size in BATCHES]
+    arrangements = [*pairs, [list(range(total))[::-1]]]
+    return all(
+        _same([tensor[: sum(map(len, batches))] for tensor in alone], _run(session, inputs, batches))
+        for batches in arrangements
+    )
+
+
+def _run(session: Session, inputs: Mapping[str, Tensor], batches: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Run batches of row numbers; returns each output with its rows back in their original order."""
+    parts = [
+        session.run({name: tensor[list(rows)].contiguous() for name, tensor in inputs.items()}) for rows in batches
+    ]
+    order = torch.tensor([row for rows in batches for row in rows]).argsort()
+    return [torch.cat(list(pieces))[order] for pieces in zip(*parts, strict=True)]
+
+
+def _same(left: Sequence[Tensor], right: Sequence[Tensor]) -> bool:
+    """Equal bytes: NaN equals itself here and -0.0 differs from 0.0."""
+    return all(torch.equal(_bits(a), _bits(b)) for a, b in zip(left, right, strict=True))
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().view(torch.int32)
