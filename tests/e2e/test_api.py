@@ -150,7 +150,7 @@ def test_an_unparsable_message_is_an_invalid_argument(server: RunningServer):
 
 def test_a_response_tells_what_it_cost(server: RunningServer):
     """NFE, steps, sampler and timing come back; guidance doubles the NFE."""
-    plain, guided = (server.sample(sample(steps=6, guidance=w, labels=[2])) for w in (0.0, 2.0))
+    plain, guided = (server.sample(sample(sampler="ddim", steps=6, guidance=w, labels=[2])) for w in (0.0, 2.0))
     assert (plain.nfe, guided.nfe, plain.steps, plain.sampler, plain.gradient_passes) == (6, 12, 6, "ddim", 0)
     timing = plain.timing
     assert timing.steps == 6
