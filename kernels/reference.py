@@ -25,7 +25,7 @@ def ensemble_step(
     accumulator: Tensor | None = None,
     history: Tensor | None = None,
     noise: Tensor | None = None,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """The ensemble update (iDDIM eq. 6, 10, 11, 33, 4, 28), in place on the pools.
 
         out = output + guidance (output - null_output)
@@ -37,7 +37,7 @@ def ensemble_step(
     output, null_output, noise, history: `(rows, elements)`; history is the weighted sum of the
     predictions before. null_output: rows that are not guided may hold anything finite, e.g. output.
     coefficients: `(rows, 12)`, columns as in `models.program.EnsembleUpdate`.
-    Returns the predictions p, `(rows, elements)`.
+    Returns the new states x and the predictions p, each `(rows, elements)`.
 
     Raises:
         ValueError: a shape does not fit.
@@ -52,7 +52,7 @@ def ensemble_step(
         _check("null_output", null_output, (rows, elements))
         out = output + guidance * (output - null_output)
     p = (p_state * x).add_(p_output * out)
-    p = torch.minimum(torch.maximum(p, low), high)
+    p = torch.clamp(p, low, high)
     new = (a * x).add_(b * p)
     new += c * anchor.index_select(0, slots)
     if accumulator is not None:
@@ -69,7 +69,7 @@ def ensemble_step(
     # turns -0 into +0 in either case, so that the company leaves no trace in the bytes.
     new += 0.0
     state.index_copy_(0, slots, new)
-    return p
+    return new, p
 
 
 def langevin_step(
@@ -80,7 +80,7 @@ def langevin_step(
     *,
     anchor: Tensor | None = None,
     noise: Tensor | None = None,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """The Langevin update (SPEC 7), in place on the pool.
 
         d  = gradient_ g, scaled down to the norm max_displacement where it is longer
@@ -89,7 +89,7 @@ def langevin_step(
     state, anchor: pools `(capacity, elements)`. slots: `(rows,)` int64, distinct.
     gradient, noise: `(rows, elements)`. coefficients: `(rows, 7)`, columns as in
     `models.program.LangevinUpdate`.
-    Returns the gradient's norm per row, `(rows,)`.
+    Returns the new states, `(rows, elements)`, and the norms of the gradients, `(rows,)`.
 
     Raises:
         ValueError: a shape does not fit.
@@ -109,10 +109,10 @@ def langevin_step(
     if noise is not None:
         _check("noise", noise, (rows, elements))
         new += e * noise
-    new = torch.minimum(torch.maximum(new, low), high)
+    new = torch.clamp(new, low, high)
     new += 0.0
     state.index_copy_(0, slots, new)
-    return norm
+    return new, norm
 
 
 def _check(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:

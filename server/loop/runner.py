@@ -6,6 +6,7 @@ State lives in pools with one slot a row; the runner knows programs and kernels,
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isfinite
 
 import numpy as np
 import torch
@@ -72,36 +73,46 @@ class ModelRunner:
                 self._sessions[name].run(inputs)
 
     def run(self, batch: Batch) -> None:
-        """Take every row of the batch one line further; sets `state`, `energy`, `preview` and `failure` on the rows."""
+        """Take every row of the batch one line further; sets `state`, `energy`, `preview`, `failure` on the rows."""
         rows = batch.rows
         noises = self._draw(batch)
         self._start([row for row in rows if row.line == 0], noises)
         slots = torch.tensor([row.slot for row in rows])
         outputs = self._network(batch, slots, noises)
-        previews: Tensor | None = None
         if batch.kind == "ensemble":
-            previews = self._ensemble(rows, slots, outputs[0], noises)
-            finite = torch.isfinite(self._state.index_select(0, slots)).all(1).tolist()
+            states, predictions = self._ensemble(rows, slots, outputs[0], noises)
+            self._record_states(rows, states, previews=predictions)
         elif batch.kind == "langevin":
-            self._langevin(rows, slots, outputs, noises)
-            previews = self._state.index_select(0, slots)
-            finite = torch.isfinite(previews).all(1).tolist()
+            states = self._langevin(rows, slots, outputs[1], noises)
+            self._record_energies(rows, outputs[0])
+            self._record_states(rows, states, previews=states)
         else:
-            finite = torch.isfinite(outputs[0]).tolist()
-        if batch.kind != "ensemble":
-            for row, energy in zip(rows, outputs[0].tolist(), strict=False):
-                row.energy = energy
+            self._record_energies(rows, outputs[0])
+
+    def _record_states(self, rows: list[Row], states: Tensor, *, previews: Tensor) -> None:
+        """Put what the step gave on the rows: failures, final states, and the previews that are wanted."""
+        finite = torch.isfinite(states.sum(1)).tolist()
         for index, row in enumerate(rows):
-            if not finite[index]:
-                row.failure = Internal(
-                    f"sample {row.sample} became non-finite at step {row.line + 1} of {len(row.program.lines)}"
-                )
-            elif row.last and batch.kind != "score":
-                row.state = self._state[row.slot].numpy().copy()
-            if row.sample == 0 and row.job.on_preview is not None and previews is not None:
+            # A sum of large finite values may overflow, so the row itself decides.
+            if not finite[index] and not torch.isfinite(states[index]).all():
+                self._fail(row)
+            elif row.last:
+                row.state = states[index].numpy().copy()
+            if row.sample == 0 and row.job.on_preview is not None:
                 row.preview = previews[index].numpy().copy()
             if row.last or row.failure is not None:
                 self._history.pop(row.slot, None)
+
+    def _record_energies(self, rows: list[Row], energies: Tensor) -> None:
+        for row, energy in zip(rows, energies.tolist(), strict=True):
+            row.energy = energy
+            if not isfinite(energy):
+                self._fail(row)
+
+    @staticmethod
+    def _fail(row: Row) -> None:
+        step = f"step {row.line + 1} of {len(row.program.lines)}"
+        row.failure = Internal(f"sample {row.sample} became non-finite at {step}")
 
     # -- parts of a step ------------------------------------------------------------------------
 
@@ -169,14 +180,15 @@ class ModelRunner:
             inputs = {name: _pad(tensor, fixed) for name, tensor in inputs.items()}
         return tuple(output[: len(order)] for output in self._sessions[batch.network].run(inputs))
 
-    def _ensemble(self, rows: list[Row], slots: Tensor, output: Tensor, noises: _Noises) -> Tensor:
+    def _ensemble(self, rows: list[Row], slots: Tensor, output: Tensor, noises: _Noises) -> tuple[Tensor, Tensor]:
+        """The new states and the predictions."""
         count = len(rows)
         flat = output.reshape(-1, self._elements)
         out, null = flat[:count], None
         if len(flat) > count:
             null = out.clone()
             null[torch.tensor([row.current.guided for row in rows])] = flat[count:]
-        prediction = ensemble_step(
+        states, prediction = ensemble_step(
             self._state,
             slots,
             out,
@@ -190,12 +202,14 @@ class ModelRunner:
         for index, row in enumerate(rows):
             if row.program.keeps_history and not row.last:
                 self._history.setdefault(row.slot, []).append(prediction[index].clone())
-        return prediction
+        return states, prediction
 
-    def _langevin(self, rows: list[Row], slots: Tensor, outputs: tuple[Tensor, ...], noises: _Noises) -> None:
-        gradient = outputs[1].reshape(len(rows), self._elements)
+    def _langevin(self, rows: list[Row], slots: Tensor, output: Tensor, noises: _Noises) -> Tensor:
+        """The new states."""
+        gradient = output.reshape(len(rows), self._elements)
         noise = self._update_noise(rows, noises)
-        langevin_step(self._state, slots, gradient, _coefficients(rows), anchor=self._anchor, noise=noise)
+        states, _ = langevin_step(self._state, slots, gradient, _coefficients(rows), anchor=self._anchor, noise=noise)
+        return states
 
     def _weighted_history(self, rows: list[Row]) -> Tensor | None:
         if not any(row.current.history for row in rows):

@@ -31,7 +31,7 @@ def _ensemble(rows: list[int], *, company: list[int] = ()) -> dict[str, torch.Te
         name: _normal(CAPACITY, ELEMENTS, seed=seed)
         for seed, name in enumerate(("output", "null_output", "history", "noise"), 20)
     }
-    prediction = ensemble_step(
+    _, prediction = ensemble_step(
         pools["state"],
         torch.tensor(order),
         full["output"][order],
@@ -92,7 +92,7 @@ def test_langevin_step_is_its_formula():
         [[1, 0, -0.1, 0.2, 1e9, -9, 9], [0.9, 0.1, -0.5, 0.0, 0.7, -9, 9], [1, 0, -0.1, 1.0, 1e9, -0.5, 0.5]]
     )
     before, slots = state.clone().double().numpy(), [4, 0, 9]
-    norms = langevin_step(state, torch.tensor(slots), gradient, k, anchor=anchor, noise=noise)
+    _, norms = langevin_step(state, torch.tensor(slots), gradient, k, anchor=anchor, noise=noise)
     for row, slot in enumerate(slots):
         a, c, s, e, limit, low, high = k[row].double().numpy()
         g = gradient[row].double().numpy()
