@@ -1,0 +1,45 @@
+"""`python -m bench load|demo|quality`: exit code 0 done, 1 failed, 2 wrong usage."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from server.client import FewstepError
+
+from . import demo, load, quality
+from .server_process import ServerFailed
+
+MEASUREMENTS = {"load": load, "demo": demo, "quality": quality}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one measurement and return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure a fewstep server.")
+    commands = parser.add_subparsers(dest="measurement", required=True)
+    for name, module in MEASUREMENTS.items():
+        summary = (module.__doc__ or "").partition("\n")[0]
+        module.add_arguments(commands.add_parser(name, help=summary, description=summary))
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that a server of ours is stopped too
+    console = Console(stderr=True, markup=False, highlight=False)
+    try:
+        return MEASUREMENTS[options.measurement].main(options, console)
+    except FewstepError as error:
+        console.print(f"python -m bench {options.measurement}: the server said {error}")
+    except ServerFailed as error:
+        console.print(f"python -m bench {options.measurement}: {error}")
+    except ValueError as error:
+        console.print(f"python -m bench {options.measurement}: {error}")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

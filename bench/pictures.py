@@ -1,0 +1,206 @@
+"""Pictures of measurements: plain values in, PNG files out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from .percentiles import percentiles
+
+if TYPE_CHECKING:
+    from .load import LoadPlan
+    from .sender import Outcome
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#000000")
+"""Told apart by people who do not see all colours (Okabe and Ito)."""
+STYLE: Any = {  # matplotlib types the keys as a union of hundreds of literals
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+}
+DPI = 130
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=DPI, facecolor="white")
+
+
+def draw_load(path: Path, plan: LoadPlan, kinds: Sequence[str], outcomes: Sequence[Outcome], foot: str) -> None:
+    """Latency of one load: percentiles by kind, the share of slower requests, and latency over time.
+
+    kinds: names, in the order of the outcomes' `kind`. foot: one line on the surroundings.
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(15, 5.2), layout="constrained")
+        bars, tail, over_time = figure.subplots(1, 3)
+        measured = [outcome for outcome in outcomes if outcome.ok and outcome.scheduled >= plan.warmup]
+        for index, name in enumerate(kinds):
+            colour = COLOURS[index % len(COLOURS)]
+            latency = np.sort([1e3 * outcome.latency for outcome in measured if outcome.kind == index])
+            if len(latency) == 0:
+                continue
+            points = percentiles(latency)
+            bars.plot([points["p50"], points["p99"]], [index, index], color=colour, linewidth=2, alpha=0.5)
+            for marker, share in (("o", "p50"), ("D", "p90"), ("s", "p99")):
+                bars.plot(points[share], index, marker, color=colour, markersize=7)
+            # The share that is slower than each latency; the slowest is drawn at 1/n, not at 0, which a log axis lacks.
+            tail.step(latency, 1.0 - np.arange(len(latency)) / len(latency), where="post", color=colour, label=name)
+            when = [outcome.scheduled for outcome in outcomes if outcome.ok and outcome.kind == index]
+            how_long = [1e3 * outcome.latency for outcome in outcomes if outcome.ok and outcome.kind == index]
+            over_time.plot(when, how_long, ".", color=colour, markersize=3, alpha=0.6)
+        bars.set(xscale="log", xlabel="ms from the scheduled arrival", title="p50 ●   p90 ◆   p99 ■")
+        bars.set_yticks(range(len(kinds)), kinds)
+        bars.set_ylim(len(kinds) - 0.5, -0.5)
+        tail.set(xscale="log", yscale="log", xlabel="ms", ylabel="share of requests that are slower", title="tail")
+        if measured:
+            tail.legend(fontsize=9)
+        over_time.set(yscale="log", xlabel="s, scheduled arrival", ylabel="ms", title="latency over time")
+        if plan.warmup:
+            over_time.axvspan(0, plan.warmup, color="0.9", zorder=0)
+            over_time.text(0.02, 0.98, "warm-up", transform=over_time.get_xaxis_transform(), va="top", color="0.4")
+        failed = [outcome.scheduled for outcome in outcomes if not outcome.ok]
+        if failed:
+            over_time.plot(
+                failed, [1.0] * len(failed), "x", color="red", transform=over_time.get_xaxis_transform(), clip_on=False
+            )
+        figure.suptitle(
+            f"Poisson load, {plan.rate:g} requests/s for {plan.duration:g} s: {plan.mix}", x=0.01, ha="left"
+        )
+        figure.supxlabel(foot, fontsize=8, color="0.4", x=0.01, ha="left")
+        _save(figure, path)
+
+
+@dataclass(frozen=True)
+class SampleRow:
+    """One row of the picture of samples. images: (count, channels, height, width) in [low, high]."""
+
+    label: str
+    note: str
+    images: NDArray[np.float32]
+
+
+def draw_samples(
+    path: Path, groups: Mapping[str, Sequence[SampleRow]], title: str, foot: str, low: float = -1.0, high: float = 1.0
+) -> None:
+    """Samples by method and number of network evaluations.
+
+    groups: one block a method, one row a number of evaluations; all rows show equally many images.
+    """
+    rows = [row for group in groups.values() for row in group]
+    columns = max(len(row.images) for row in rows)
+    cell, border, left, right, head, gap, bottom = 0.6, 0.02, 1.05, 0.95, 0.42, 0.4, 0.34  # inches
+    width = left + cell * columns + right
+    height = head + cell * len(rows) + gap * len(groups) + bottom
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(width, height))
+        figure.text(0.12 / width, 1 - 0.14 / height, title, va="top", fontsize=13, weight="bold")
+        figure.text(0.12 / width, 0.1 / height, foot, fontsize=7.5, color="0.4")
+        y = height - head
+        for name, group in groups.items():
+            y -= gap
+            figure.text(0.12 / width, (y + 0.09) / height, name, fontsize=11.5)
+            for row in group:
+                y -= cell
+                middle = (y + cell / 2) / height
+                figure.text((left - 0.1) / width, middle, row.label, ha="right", va="center", fontsize=10)
+                figure.text((left + cell * columns + 0.1) / width, middle, row.note, va="center", fontsize=10)
+                for index, image in enumerate(row.images):
+                    corner = ((left + cell * index + border) / width, (y + border) / height)
+                    axes = figure.add_axes((*corner, (cell - 2 * border) / width, (cell - 2 * border) / height))
+                    axes.set_axis_off()
+                    shown = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+                    axes.imshow((shown - low) / (high - low), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        _save(figure, path)
+
+
+@dataclass(frozen=True)
+class ScoredSet:
+    """Energies of one set of images. note: stands beside its name."""
+
+    name: str
+    category: str
+    energy: NDArray[np.float64]
+    note: str
+
+
+def draw_scores(
+    path: Path, inside: NDArray[np.float64], sets: Sequence[ScoredSet], threshold: float | None,
+    false_alarm_rate: float, title: str, foot: str,
+) -> None:  # fmt: skip
+    """Histograms of energies: the in-distribution images in each panel, behind one other set.
+
+    inside: (n,) energies of the in-distribution images. threshold: above it an image is called out-of-distribution.
+    """
+    columns = 3
+    rows = -(-len(sets) // columns)
+    everything = np.concatenate([inside, *(entry.energy for entry in sets)])
+    # The far sets may lie a hundred widths away; what is beyond the bulk is counted in the last bin.
+    spread = float(np.percentile(inside, 75) - np.percentile(inside, 25)) or 1.0
+    low = max(float(everything.min()), float(inside.min() - 4 * spread))
+    high = min(float(everything.max()), float(inside.max() + 12 * spread))
+    edges = np.linspace(low, max(high, low + 1e-3 * spread), 61)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(13, 1.9 * rows + 1.2), layout="constrained")
+        grid = figure.subplots(rows, columns, sharex=True, squeeze=False)
+        for axes in grid.flat[len(sets) :]:
+            axes.set_axis_off()
+        for axes, entry in zip(grid.flat, sets, strict=False):
+            for energies, colour, label in ((inside, COLOURS[0], "in"), (entry.energy, COLOURS[1], "out")):
+                clipped = np.clip(energies, low, high)
+                share = np.full(len(clipped), 1.0 / len(clipped))
+                axes.hist(clipped, edges, weights=share, color=colour, alpha=0.55, label=label)
+            if threshold is not None:
+                axes.axvline(threshold, color="0.15", linewidth=1.2, linestyle="--")
+            axes.set_title(f"{entry.name}  ({entry.category})")
+            axes.text(0.99, 0.93, entry.note, transform=axes.transAxes, ha="right", va="top", fontsize=9)
+            axes.set_yticks([])
+        for axes in grid[-1]:
+            axes.set_xlabel("energy")
+        what = f"   - - threshold at false-alarm rate {false_alarm_rate:g}" if threshold is not None else ""
+        figure.suptitle(
+            f"{title}\nblue: digits of the test split   orange: the set named{what}", x=0.01, ha="left", fontsize=12
+        )
+        figure.supxlabel(foot, fontsize=8, color="0.4", x=0.01, ha="left")
+        _save(figure, path)
+
+
+def draw_quality(
+    path: Path, curves: Mapping[str, Sequence[tuple[int, float]]], floor: float, title: str, foot: str
+) -> None:
+    """FD-digits over network evaluations, one curve a method: (evaluations, distance) pairs in increasing order."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(8, 5), layout="constrained")
+        axes = figure.subplots()
+        for (name, points), colour in zip(curves.items(), COLOURS * (1 + len(curves)), strict=False):
+            axes.plot(*zip(*points, strict=True), "o-", color=colour, label=name, markersize=5)
+        axes.axhline(floor, color="0.4", linestyle="--", linewidth=1)
+        axes.text(
+            0.995,
+            floor,
+            "test images ",
+            transform=axes.get_yaxis_transform(),
+            ha="right",
+            va="bottom",
+            color="0.4",
+            fontsize=9,
+        )
+        ticks = sorted({evaluations for points in curves.values() for evaluations, _ in points})
+        axes.set(xscale="log", yscale="log", xlabel="network evaluations a sample", ylabel="FD-digits", title=title)
+        axes.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
+        axes.set_xticks([], minor=True)
+        axes.legend()
+        figure.supxlabel(foot, fontsize=8, color="0.4", x=0.01, ha="left")
+        _save(figure, path)

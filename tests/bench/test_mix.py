@@ -1,0 +1,67 @@
+"""The one-line language of loads."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.load import DEFAULT_MIX
+from bench.mix import Kind, MixError, parse_mix, resolve
+from server.client import ModelSummary
+
+MODELS = (
+    ModelSummary("one", 1, "ddpm", "", ("ddim", "iddim"), scores=False),
+    ModelSummary("two", 1, "vdrme", "", ("vdrme",), scores=True),
+    ModelSummary("three", 1, "vdrme", "", ("ddim", "vdrme"), scores=True),
+)
+
+
+def test_a_mix_names_kinds_with_weights_and_options() -> None:
+    """Steps, options and the weight after the last `=` are read; the name is the part without its weight."""
+    kinds = parse_mix(" ddim:1=4, iddim:4:m=0.2/0.6:count=3:model=x=0.5,score:images=16:scales=clean/noisy=2,")
+    assert kinds == (
+        Kind("ddim:1", 4, "ddim", "", {"steps": 1}),
+        Kind("iddim:4:m=0.2/0.6:count=3:model=x", 0.5, "iddim", "x", {"steps": 4, "m": (0.2, 0.6), "count": 3}),
+        Kind("score:images=16:scales=clean/noisy", 2, None, "", {"images": 16, "scales": ("clean", "noisy")}),
+    )
+
+
+def test_the_default_mix_is_valid() -> None:
+    """What `python -m bench load` sends by itself can be read."""
+    assert [kind.name for kind in parse_mix(DEFAULT_MIX)] == ["ddim:1", "ddim:8", "iddim:4:m=0.6", "vdrme:4", "score"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "names no kind"),
+        ("ddim:4", "'ddim:4' has no weight: write ddim:4=1"),
+        ("ddim:4=1,ddim:4=2", "'ddim:4' stands twice"),
+        ("ddim:4=many", "'ddim:4=many': the weight after the last '=' must be a number, got 'many'"),
+        ("ddim:4=0", "'ddim:4=0': the weight must be positive"),
+        ("ddim:4=inf", "'ddim:4=inf': the weight must be positive and finite"),
+        ("ddim=1", "'ddim=1': the steps after 'ddim' must be a whole number from 1, got ''"),
+        ("ddim:0=1", "'ddim:0=1': the steps after 'ddim' must be a whole number from 1, got '0'"),
+        ("score=1,ddim:4:speed=9=1", "'ddim:4:speed=9=1': unknown option 'speed'; there are model, count, m"),
+        ("iddim:4:m=0.6", "'iddim:4:m=0.6': option m has no value, or the weight is missing"),
+        ("iddim:4:m=a/b=1", "'iddim:4:m=a/b=1': m must be a number, or one a step as in 0.2/0.6, got 'a/b'"),
+        ("score:4=1", "'score:4=1': unknown option '4'; there are model, images"),
+        (":4=1", "':4=1' names no sampler"),
+    ],
+)
+def test_errors_quote_the_part_at_fault(text: str, said: str) -> None:
+    """Whoever mistypes one part of a long mix sees which, and what would have been right."""
+    with pytest.raises(MixError) as caught:
+        parse_mix(text)
+    assert said in str(caught.value)
+
+
+def test_kinds_go_to_the_first_model_that_serves_them() -> None:
+    """A sampler's first model and the first model that scores are chosen; a named one stays."""
+    kinds = resolve(parse_mix("ddim:1=1,vdrme:4=1,score=1,ddim:2:model=three=1"), MODELS)
+    assert [kind.model for kind in kinds] == ["one", "two", "two", "three"]
+
+
+def test_a_kind_that_nobody_serves_is_refused() -> None:
+    """The message says what the models of the server can do."""
+    with pytest.raises(MixError, match=r"'langevin:5': no model .*samplers: ddim, iddim, vdrme; .* score: two, three"):
+        resolve(parse_mix("langevin:5=1"), MODELS)
