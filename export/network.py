@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import sympy
 from torch import nn
 from torch.export import ExportedProgram
 
@@ -105,5 +106,4 @@ def _hold_to_bound(checks: tuple[ParityCheck, ...], bound: float) -> None:
 def _largest_traced_batch(program: ExportedProgram) -> int | None:
     """The largest batch that the trace itself vouches for, or None where it holds for all."""
     uppers = [constraint.upper for constraint in program.range_constraints.values()]
-    finite = [int(upper) for upper in uppers if upper.is_number and upper.is_finite]
-    return min(finite, default=None)
+    return min((int(upper) for upper in uppers if isinstance(upper, sympy.Integer)), default=None)

@@ -60,7 +60,7 @@ def to_onnx(program: ExportedProgram, spec: NetworkSpec) -> Graph:
         model = exported.model_proto
     _strip(model)
     _name_interface(model, names, outputs)
-    repeated = _check_constants(model, program)
+    repeated = check_constants(model, program)
     onnx.checker.check_model(model)
     return Graph(data=model.SerializeToString(deterministic=True), nodes=len(model.graph.node), repeated=repeated)
 
@@ -103,12 +103,13 @@ def _name_interface(model: onnx.ModelProto, inputs: list[str], outputs: list[str
         first.dim_param = ROWS
 
 
-def _check_constants(model: onnx.ModelProto, program: ExportedProgram) -> int:
+def check_constants(model: onnx.ModelProto, program: ExportedProgram) -> int:
     """Hold every constant of the graph against the weights; returns the bytes of weights held twice.
 
     Traced graphs are known to bake values in, a gradient above all, and such a graph agrees with torch
-    at the traced input. So each constant must be a weight in any layout, a value that the traced program
-    computes from weights and literals alone, one number repeated, or no larger than a literal.
+    at the traced input. So each constant of floating-point numbers must be a weight in any layout, a value
+    that the traced program computes from weights and literals alone, one number repeated, or no larger than
+    a literal.
 
     Raises:
         ExportError: names the constant and its shape.
@@ -117,7 +118,8 @@ def _check_constants(model: onnx.ModelProto, program: ExportedProgram) -> int:
     seen: set[str] = set()
     repeated = 0
     for name, array in _constants(model.graph):
-        if array.size <= LITERAL_ELEMENTS or np.all(array == array.flat[0]):
+        # Whole numbers are shapes and index tables, which the exporter makes by itself.
+        if array.dtype.kind != "f" or array.size <= LITERAL_ELEMENTS or np.all(array == array.flat[0]):
             continue
         if known is None:
             known = {_fingerprint(value) for value in _derived_from_weights(program)}

@@ -1,0 +1,148 @@
+"""The engines behind one protocol: they agree, refuse what they must, and import no more than they need."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+
+from export.parity import draw_inputs
+from export.runtime import ENGINES, EngineError, Runtime, open_runtime
+from export.runtime.onnxruntime import OnnxSession
+from models.bundle import Bundle, load_bundle
+
+from . import tiny
+
+ROOT = Path(__file__).parents[2]
+BOUND = 1e-5
+
+
+@pytest.fixture(autouse=True)
+def torch_threads():
+    """The torch engine sets the process's thread count; give it back."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def assert_agree(bundle: Bundle, rows: int) -> None:
+    engines: list[Runtime] = [open_runtime(name, threads=1) for name in ENGINES]
+    for network, spec in bundle.card.networks.items():
+        inputs = draw_inputs(bundle.card, spec, rows, seed=5)
+        outputs = []
+        for engine in engines:
+            session = engine.load(bundle, network)
+            assert (session.name, session.device.type) == (network, "cpu")
+            outputs.append(session.run(inputs))
+        for tensor, left, right in zip(spec.outputs, *outputs, strict=True):
+            assert left.shape == right.shape == (rows, *tensor.shape)
+            assert left.dtype == right.dtype == torch.float32
+            assert not left.requires_grad
+            assert not right.requires_grad
+            assert (left - right).abs().max() <= BOUND * right.abs().max().clamp_min(1.0)
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_engines_agree(bundle: Bundle, rows: int):
+    """Every network gives the same numbers in each engine."""
+    assert_agree(bundle, rows)
+
+
+def test_engines_agree_on_the_shipped_denoiser(repository: Path):
+    """The shipped U-Net, exported, gives what torch gives."""
+    newest = max((repository / "digits-ddpm").iterdir(), key=lambda path: int(path.name))
+    assert_agree(load_bundle(newest), rows=3)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_outputs_belong_to_the_caller(bundle: Bundle, engine: str):
+    """A later run does not write into what an earlier one returned, nor any run into its inputs."""
+    session = open_runtime(engine, threads=1).load(bundle, "denoiser")
+    spec = bundle.card.networks["denoiser"]
+    first, second = (draw_inputs(bundle.card, spec, 4, seed) for seed in (0, 1))
+    kept = {name: tensor.clone() for name, tensor in first.items()}
+    (output,) = session.run(first)
+    before = output.clone()
+    session.run(second)
+    assert torch.equal(output, before)
+    assert all(torch.equal(first[name], kept[name]) for name in kept)
+    output.add_(1.0)
+    assert torch.equal(session.run(first)[0], before)
+
+
+def test_unknown_engines_and_settings_are_refused():
+    """The message lists the engines that there are."""
+    with pytest.raises(EngineError, match="'tensorflow'; known: onnxruntime, torch"):
+        open_runtime("tensorflow", threads=1)
+    with pytest.raises(EngineError, match="threads"):
+        open_runtime("onnxruntime", threads=0)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_unknown_network_is_refused(bundle: Bundle, engine: str):
+    """The message lists the networks that there are."""
+    with pytest.raises(EngineError, match=r"'classifier'.*'denoiser'"):
+        open_runtime(engine, threads=1).load(bundle, "classifier")
+
+
+def test_a_file_that_is_no_model_is_named(bundle: Bundle, tmp_path: Path):
+    """A graph that cannot be read, or is no ONNX, is an error that names the file."""
+    elsewhere = Bundle(tmp_path, bundle.manifest)
+    with pytest.raises(EngineError, match=r"denoiser\.onnx: No such file"):
+        open_runtime("onnxruntime", threads=1).load(elsewhere, "denoiser")
+    (tmp_path / "denoiser.onnx").write_bytes(b"garbage")
+    with pytest.raises(EngineError, match=r"denoiser\.onnx: ONNX Runtime refused"):
+        open_runtime("onnxruntime", threads=1).load(elsewhere, "denoiser")
+
+
+def test_a_graph_with_another_interface_is_refused(bundle: Bundle):
+    """A graph whose inputs differ from the card's would fail at the first request; it fails at load."""
+    data = bundle.graph_path("energy").read_bytes()
+    with pytest.raises(EngineError, match="inputs of the model"):
+        OnnxSession("energy", tiny.energy_spec("richenergy"), data, 1, Path("energy.onnx"))
+
+
+@pytest.mark.parametrize("place", ["absolute", "beside", "above"])
+@pytest.mark.parametrize("attribute", [False, True])
+def test_external_data_is_refused(tmp_path: Path, place: str, attribute: bool, monkeypatch: pytest.MonkeyPatch):
+    """A model cannot make the server read another file, wherever that lies."""
+    bundle_directory = tmp_path / "bundle"
+    bundle_directory.mkdir()
+    monkeypatch.chdir(bundle_directory)
+    secret = (tmp_path if place == "above" else bundle_directory) / "secret"
+    secret.write_bytes(bytes(256))
+    location = {"absolute": str(secret), "beside": "secret", "above": "../secret"}[place]
+    tensor = onnx.TensorProto(name="secret", data_type=1, dims=[1, 8, 8], data_location=onnx.TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value=location)
+    tensor.external_data.add(key="length", value="256")
+    nodes = [onnx.helper.make_node("Add", ["sample", "secret"], ["output"])]
+    if attribute:
+        nodes.insert(0, onnx.helper.make_node("Constant", [], ["secret"], value=tensor))
+    values = [onnx.helper.make_tensor_value_info(name, 1, ["rows", 1, 8, 8]) for name in ("sample", "output")]
+    graph = onnx.helper.make_graph(nodes, "graph", values[:1], values[1:], [] if attribute else [tensor])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    path = bundle_directory / "scale.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(EngineError, match="External data"):
+        OnnxSession("scale", tiny.forward_spec("scale"), path.read_bytes(), 1, path)
+
+
+def test_serving_imports_no_exporter(repository: Path):
+    """With the default engine a network runs in a process that has loaded neither diffusers nor an exporter."""
+    code = (
+        "import sys, torch; from pathlib import Path; from export.runtime import open_runtime; "
+        "from models.bundle import load_bundle; "
+        f"bundle = load_bundle(Path({str(repository / 'digits-ddpm' / '1')!r})); "
+        "session = open_runtime('onnxruntime', 1).load(bundle, 'denoiser'); "
+        "label = torch.zeros(1, dtype=torch.int64); "
+        "(output,) = session.run({'sample': torch.zeros(1, 1, 8, 8), 'time': torch.zeros(1), 'label': label}); "
+        "assert output.shape == (1, 1, 8, 8); "
+        "found = {'onnx', 'onnxscript', 'diffusers', 'export.trace', 'export.to_onnx'} & set(sys.modules); "
+        "sys.exit(str(found) if found else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
