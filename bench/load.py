@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -243,9 +244,9 @@ def run_load(
 
 def show(result: LoadResult, console: Console) -> None:
     """Print a run as a table."""
-    table = Table(title="latency from the scheduled arrival, ms", title_justify="left")
+    table = Table(title="latency from the scheduled arrival, ms", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("kind", overflow="fold")
-    for column in ("sent", "ok", "p50", "p90", "p99", "max", "queue", "compute", "rows a batch"):
+    for column in ("sent", "ok", "p50", "p90", "p99", "max", "queue", "compute", "batch rows"):
         table.add_column(column, justify="right")
     for kind in result.kinds:
         times = (*kind.latency.values(), kind.queue_seconds, kind.compute_seconds)

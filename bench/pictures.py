@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from .percentiles import percentiles
@@ -36,6 +38,13 @@ DPI = 130
 def _save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DPI, facecolor="white")
+
+
+def _plain_log(axis: Axis) -> None:
+    """Have a logarithmic axis say 1, 2, 5, 10, 20 and so on, in plain numbers."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=30))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def draw_load(path: Path, plan: LoadPlan, kinds: Sequence[str], outcomes: Sequence[Outcome], foot: str) -> None:
@@ -68,11 +77,15 @@ def draw_load(path: Path, plan: LoadPlan, kinds: Sequence[str], outcomes: Sequen
         if measured:
             tail.legend(fontsize=9)
         over_time.set(yscale="log", xlabel="s, scheduled arrival", ylabel="ms", title="latency over time")
+        for axis in (bars.xaxis, tail.xaxis, over_time.yaxis):
+            _plain_log(axis)
+        tail.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
         if plan.warmup:
             over_time.axvspan(0, plan.warmup, color="0.9", zorder=0)
             over_time.text(0.02, 0.98, "warm-up", transform=over_time.get_xaxis_transform(), va="top", color="0.4")
         failed = [outcome.scheduled for outcome in outcomes if not outcome.ok]
         if failed:
+            over_time.set_title("latency over time   × failed")
             over_time.plot(
                 failed, [1.0] * len(failed), "x", color="red", transform=over_time.get_xaxis_transform(), clip_on=False
             )
@@ -144,7 +157,7 @@ def draw_scores(
 
     inside: (n,) energies of the in-distribution images. threshold: above it an image is called out-of-distribution.
     """
-    columns = 3
+    columns = min(4, len(sets))
     rows = -(-len(sets) // columns)
     everything = np.concatenate([inside, *(entry.energy for entry in sets)])
     # The far sets may lie a hundred widths away; what is beyond the bulk is counted in the last bin.
@@ -153,7 +166,7 @@ def draw_scores(
     high = min(float(everything.max()), float(inside.max() + 12 * spread))
     edges = np.linspace(low, max(high, low + 1e-3 * spread), 61)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(13, 1.9 * rows + 1.2), layout="constrained")
+        figure = Figure(figsize=(3.7 * columns + 0.4, 2.1 * rows + 1.2), layout="constrained")
         grid = figure.subplots(rows, columns, sharex=True, squeeze=False)
         for axes in grid.flat[len(sets) :]:
             axes.set_axis_off()
@@ -167,8 +180,10 @@ def draw_scores(
             axes.set_title(f"{entry.name}  ({entry.category})")
             axes.text(0.99, 0.93, entry.note, transform=axes.transAxes, ha="right", va="top", fontsize=9)
             axes.set_yticks([])
-        for axes in grid[-1]:
-            axes.set_xlabel("energy")
+            axes.set_ylim(top=1.3 * axes.get_ylim()[1])  # room for the note above a bar in the last bin
+        for axes in grid.flat[: len(sets)][-columns:]:
+            axes.set_xlabel("energy" if everything.max() <= high else "energy; the last bin holds all beyond")
+            axes.tick_params(labelbottom=True)
         what = f"   - - threshold at false-alarm rate {false_alarm_rate:g}" if threshold is not None else ""
         figure.suptitle(
             f"{title}\nblue: digits of the test split   orange: the set named{what}", x=0.01, ha="left", fontsize=12
@@ -197,8 +212,10 @@ def draw_quality(
             color="0.4",
             fontsize=9,
         )
+        axes.set_yscale("log")
+        _plain_log(axes.yaxis)
         ticks = sorted({evaluations for points in curves.values() for evaluations, _ in points})
-        axes.set(xscale="log", yscale="log", xlabel="network evaluations a sample", ylabel="FD-digits", title=title)
+        axes.set(xscale="log", xlabel="network evaluations a sample", ylabel="FD-digits", title=title)
         axes.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
         axes.set_xticks([], minor=True)
         axes.legend()
