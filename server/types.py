@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from models.program import Line, Program
+from models.program import INFINITY, Line, Program
 
 from .errors import ServerError
 
@@ -70,6 +70,7 @@ class Job:
     on_preview: Callable[[Row], None] | None = None
     priority: int = 0
     deadline: float | None = None
+    latest_start: float = INFINITY
     rows: list[Row] = field(default_factory=list)
     arrived: float = 0.0
     started: float | None = None

@@ -1,10 +1,20 @@
 """The step batcher: schedule -> (run) -> complete, in pure Python with an injected clock (DESIGN 1).
 
 Rows wait in one queue for each (model, network, kind of update), whatever their step, sampler, seed
-or coefficients. A batch takes the queue whose head has waited longest, oldest rows first; after its
-step a row goes to the tail of its next queue. So a row that arrives while a batch runs is in the
-next one, ahead of the rows that have just run, and nothing starves: a row waits for the rows ahead
-of it at its arrival and for no others.
+or coefficients. Two questions are answered at each step:
+
+Which queue? The one whose (model, kind) has had the least device time; one that was empty joins at
+the level of the others. So sampling, Langevin dynamics and scoring, and the models, share the
+device by time, and a lone request never stands behind another model's backlog.
+
+Which rows? Those due first. A row is due `PATIENCE_SECONDS` after it joined its queue, or, where
+that is earlier, when its job must start to meet its deadline; priority moves the first of the two.
+So rows without deadlines take turns, and a row that arrives while a batch runs comes before the
+rows of that batch. Nothing starves: rows are due at the latest a bounded time after they joined,
+and at the earliest `URGENCY_SECONDS` before; who joins later than that cannot overtake.
+
+A job whose deadline cannot be met is refused at admission where that can be predicted, and else
+leaves before the first step that would be taken in vain.
 
 Not thread-safe: the engine calls it under its lock.
 """
@@ -12,9 +22,11 @@ Not thread-safe: the engine calls it under its lock.
 from __future__ import annotations
 
 import heapq
-from collections import deque
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import ceil
 
 from ..config import Limits
 from ..errors import DeadlineExceeded, NotFound, ServerError
@@ -24,6 +36,15 @@ from .cost import StepCost
 
 Group = tuple[ModelKey, str, str]
 
+PATIENCE_SECONDS = 1.0
+"""How long after joining its queue a row without a deadline is due."""
+
+PRIORITY_SECONDS = 0.1
+"""How much earlier one level of priority makes a row due."""
+
+URGENCY_SECONDS = 5.0
+"""The most by which priority and deadline together may make a row due before it joined its queue."""
+
 
 @dataclass(slots=True)
 class _Model:
@@ -31,7 +52,12 @@ class _Model:
 
     free: list[int]
     capacity: int
-    waiting: list[tuple[int, int, Job]] = field(default_factory=list)
+    # (due, order, job), the next one last.
+    waiting: list[tuple[float, int, Job]] = field(default_factory=list)
+
+    @property
+    def in_flight(self) -> int:
+        return self.capacity - len(self.free)
 
 
 @dataclass(slots=True)
@@ -54,7 +80,8 @@ class Batcher:
         self._limits = limits
         self._clock = clock
         self._models: dict[ModelKey, _Model] = {}
-        self._ready: dict[Group, deque[Row]] = {}
+        self._ready: dict[Group, list[tuple[float, int, Row]]] = {}
+        self._device_seconds: dict[tuple[ModelKey, str], float] = {}
         self._costs: dict[tuple[ModelKey, str], StepCost] = {}
         self._jobs: set[Job] = set()
         self._order = 0
@@ -73,13 +100,19 @@ class Batcher:
         if model is None:
             raise NotFound(f"model {job.model.name} version {job.model.version} is not loaded")
         now = self._clock()
-        self.admission.check(job, now)
-        self.admission.enter(job)
+        width = min(model.capacity, model.in_flight + len(job.rows)) * job.rows[0].network_rows
+        run = self._run_seconds(job, width)
+        if job.deadline is not None:
+            job.latest_start = job.deadline - run
         job.order = self._next_order()
+        entry = (self._due(job, now), job.order, job)
+        place = bisect_left(model.waiting, (-entry[0], -entry[1]), key=lambda other: (-other[0], -other[1]))
+        self.admission.check(job, now, self._wait_seconds(model, job, len(model.waiting) - place) + run)
+        self.admission.enter(job)
         job.remaining = len(job.rows)
         self._jobs.add(job)
         self.counters.jobs += 1
-        heapq.heappush(model.waiting, (-job.priority, job.order, job))
+        model.waiting.insert(place, entry)
         # Now, not at the next schedule: a row that arrives while a batch runs comes before the rows of that batch.
         self._fill_slots(model)
 
@@ -107,7 +140,7 @@ class Batcher:
     @property
     def rows_in_flight(self) -> int:
         """Rows that hold a slot."""
-        return sum(model.capacity - len(model.free) for model in self._models.values())
+        return sum(model.in_flight for model in self._models.values())
 
     def open_jobs(self) -> list[Job]:
         """The jobs that have not ended."""
@@ -122,7 +155,7 @@ class Batcher:
         while True:
             for model in self._models.values():
                 self._fill_slots(model)
-            group = self._oldest_group()
+            group = self._next_group()
             if group is None:
                 return None, ended
             rows = self._take(group, now, ended)
@@ -137,9 +170,9 @@ class Batcher:
     def _fill_slots(self, model: _Model) -> None:
         """Give free slots to the rows that wait, by priority and then by arrival."""
         while model.waiting and model.free:
-            job = model.waiting[0][2]
+            job = model.waiting[-1][2]
             if not job.waiting:
-                heapq.heappop(model.waiting)
+                model.waiting.pop()
                 continue
             row = job.rows[job.admitted]
             row.slot = model.free.pop()
@@ -147,42 +180,61 @@ class Batcher:
             self.admission.leave(job, 1)
             self._enqueue(row)
 
-    def _oldest_group(self) -> Group | None:
-        heads = ((rows[0].order, group) for group, rows in self._ready.items() if rows)
-        return min(heads, default=(0, None), key=lambda head: head[0])[1]
+    def _next_group(self) -> Group | None:
+        """The queue whose model and kind have had the least device time; of equals, the one due first."""
+        candidates = (
+            (self._device_seconds[group[0], group[2]], queue[0][:2], group)
+            for group, queue in self._ready.items()
+            if queue
+        )
+        return min(candidates, default=(0.0, (0.0, 0), None), key=lambda candidate: candidate[:2])[2]
 
     def _take(self, group: Group, now: float, ended: list[tuple[Job, ServerError]]) -> list[Row]:
         queue = self._ready[group]
-        limit = self._rows_for(group)
+        limit = self._batch_limit(group[:2])
         rows: list[Row] = []
         taken = 0
         while queue:
-            row = queue[0]
-            if self._ends_early(row.job, now, ended):
-                queue.popleft()
+            row = queue[0][2]
+            if self._ends_early(row, now, ended):
+                heapq.heappop(queue)
                 self._free(row)
                 continue
             taken += row.network_rows
             if rows and taken > limit:
                 break
-            rows.append(queue.popleft())
+            rows.append(heapq.heappop(queue)[2])
         return rows
 
-    def _rows_for(self, group: Group) -> int:
+    def _batch_limit(self, network: tuple[ModelKey, str]) -> int:
         """Network rows that are predicted to fit in the step budget, at least one."""
-        cost = self._costs.get(group[:2])
+        cost = self._costs.get(network)
         if cost is None:
             return self._limits.max_batch_rows
         return max(1, min(self._limits.max_batch_rows, cost.rows_within(self._limits.step_seconds)))
 
-    def _ends_early(self, job: Job, now: float, ended: list[tuple[Job, ServerError]]) -> bool:
-        """Whether a job's rows are to leave; ends the job the first time."""
+    def _ends_early(self, row: Row, now: float, ended: list[tuple[Job, ServerError]]) -> bool:
+        """Whether a row is to leave before its next step; ends its job the first time.
+
+        A job is late when even full batches, one right after the other, would miss its deadline:
+        what it still took would be lost for the others.
+        """
+        job = row.job
         if job.ended:
             return True
-        if job.deadline is not None and job.deadline <= now:
-            ended.append((job, self._end(job, DeadlineExceeded("the deadline passed between two steps"), "late")))
-            return True
-        return False
+        if job.deadline is None:
+            return False
+        if job.deadline > now:
+            network = (job.model, row.current.network)
+            width = min(self._models[job.model].in_flight, self._batch_limit(network))
+            left = len(row.program.lines) - row.line
+            if job.deadline >= now + left * self._round_seconds(network, width):
+                return False
+            error = DeadlineExceeded(f"{left} steps are left, and the deadline comes before they can be taken")
+        else:
+            error = DeadlineExceeded("the deadline passed between two steps")
+        ended.append((job, self._end(job, error, "late")))
+        return True
 
     # -- complete -----------------------------------------------------------------------------
 
@@ -193,6 +245,7 @@ class Batcher:
         """
         network_rows = batch.network_rows
         self._costs.setdefault((batch.model, batch.network), StepCost()).record(network_rows, seconds)
+        self._device_seconds[batch.model, batch.kind] += seconds
         self.counters.batches += 1
         self.counters.batch_rows += network_rows
         for job in {row.job for row in batch.rows}:
@@ -235,9 +288,47 @@ class Batcher:
         return error
 
     def _enqueue(self, row: Row) -> None:
-        row.order = self._next_order()
         line = row.current
-        self._ready.setdefault((row.job.model, line.network, line.kind), deque()).append(row)
+        group = (row.job.model, line.network, line.kind)
+        queue = self._ready.setdefault(group, [])
+        if not queue:
+            self._join((group[0], group[2]))
+        heapq.heappush(queue, (self._due(row.job, self._clock()), self._next_order(), row))
+
+    def _join(self, share: tuple[ModelKey, str]) -> None:
+        """A queue that was empty joins at the level of those that were not: no credit for idle time."""
+        others = [self._device_seconds[g[0], g[2]] for g, queue in self._ready.items() if queue]
+        had = self._device_seconds.get(share, 0.0)
+        self._device_seconds[share] = max(had, min(others, default=had))
+
+    @staticmethod
+    def _due(job: Job, now: float) -> float:
+        """When a row of the job is due that joins a queue now (see the module's text)."""
+        return max(
+            min(now + PATIENCE_SECONDS - job.priority * PRIORITY_SECONDS, job.latest_start), now - URGENCY_SECONDS
+        )
+
+    def _round_seconds(self, network: tuple[ModelKey, str], network_rows: int) -> float:
+        """Predicted time for all of `network_rows` to take one step of a network; 0 before any was measured."""
+        cost = self._costs.get(network)
+        if cost is None or not network_rows:
+            return 0.0
+        fixed, per_row = cost.fit
+        batches = ceil(network_rows / self._batch_limit(network))
+        return fixed * batches + per_row * network_rows
+
+    def _run_seconds(self, job: Job, network_rows: int) -> float:
+        """Predicted seconds of a job once its rows have slots: one round a line, beside the other kinds at work."""
+        lines = Counter((line.network, line.kind) for line in job.rows[0].program.lines)
+        seconds = sum(n * self._round_seconds((job.model, network), network_rows) for (network, _), n in lines.items())
+        shares = {(group[0], group[2]) for group, queue in self._ready.items() if queue}
+        return seconds * len(shares | {(job.model, kind) for _, kind in lines})
+
+    def _wait_seconds(self, model: _Model, job: Job, jobs_ahead: int) -> float:
+        """Predicted seconds until a job with so many jobs ahead of it has slots for all its rows."""
+        rows = jobs_ahead * self.admission.waiting_of(job.model) / max(1, len(model.waiting)) + len(job.rows)
+        missing = rows - len(model.free)
+        return self.admission.drain.seconds(missing) if missing > 0 else 0.0
 
     def _free(self, row: Row) -> None:
         self._models[row.job.model].free.append(row.slot)

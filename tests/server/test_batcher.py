@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 
 import pytest
@@ -293,10 +294,10 @@ def test_drain_rate_forgets():
     rate = DrainRate(half_life=1.0)
     for _ in range(50):
         rate.record(10, 1.0)
-    assert rate.seconds_for(20) == pytest.approx(2.0, rel=0.01)
+    assert rate.seconds(20) == pytest.approx(2.0, rel=0.01)
     for _ in range(20):
         rate.record(1, 1.0)
-    assert rate.seconds_for(20) == pytest.approx(20.0, rel=0.01)
+    assert rate.seconds(20) == pytest.approx(20.0, rel=0.01)
 
 
 EVENTS = st.lists(
@@ -329,6 +330,8 @@ def test_every_job_ends_exactly_once_and_nothing_leaks(events, capacity, max_bat
                 jobs.append(world.submit(steps, rows, kind=kind, guided=rows % 2 == 0, deadline=deadline))
             except Overloaded:
                 assert world.batcher.admission.waiting_rows + rows > 30
+            except DeadlineExceeded:
+                assert hurried
         elif event[0] == "step":
             unlucky = event[2]
             world.step(event[1], fail=lambda row, unlucky=unlucky: Internal("x") if row.sample == unlucky + 4 else None)
@@ -350,6 +353,140 @@ def test_every_job_ends_exactly_once_and_nothing_leaks(events, capacity, max_bat
     assert world.batcher.rows_in_flight == 0
     assert world.batcher.admission.waiting_rows == world.batcher.admission.waiting_bytes == 0
     assert sum(world.batcher.counters.rows_left.values()) >= len(jobs)
+
+
+def test_kinds_share_the_device_by_time():
+    """Sampling with cheap steps and Langevin with dear ones get the same device time while both have work."""
+    world = World(max_batch_rows=1)
+    for _ in range(40):
+        world.submit(3)
+        world.submit(3, kind="langevin")
+    used = Counter()
+    for _ in range(60):
+        cheap = world.batcher._next_group()[2] == "ensemble"
+        batch = world.step(seconds=1.0 if cheap else 3.0)
+        used[batch.kind] += 1.0 if cheap else 3.0
+        assert abs(used["ensemble"] - used["langevin"]) <= 3.0
+
+
+def test_idle_time_gives_no_credit():
+    """A kind that had no work for long does not get the device to itself when it comes back."""
+    world = World(max_batch_rows=1)
+    world.submit(50)
+    for _ in range(30):
+        world.step()
+    world.submit(20, kind="langevin")
+    kinds = [world.step().kind for _ in range(10)]
+    assert kinds.count("langevin") == kinds.count("ensemble") == 5
+
+
+@pytest.mark.parametrize(("seconds_left", "first"), [(1e6, False), (0.8, True)])
+def test_an_urgent_row_goes_first(seconds_left, first):
+    """A row that must start soon to meet its deadline overtakes; one with time to spare takes its turn."""
+    world = World(max_batch_rows=1)
+    for _ in range(5):
+        world.submit(4)
+    world.step(seconds=0.1)
+    job = world.submit(1, deadline=world.now + seconds_left)
+    order = [world.step(seconds=0.1).rows[0].job for _ in range(6)]
+    assert (order[0] is job) == first
+    assert job in order
+
+
+def test_a_deadline_that_cannot_be_met_is_refused_at_once():
+    """With steps measured at one second, four steps in three seconds are refused; in five they are taken."""
+    world = World()
+    world.submit(2)
+    world.run()
+    with pytest.raises(DeadlineExceeded, match="predicted to take 4 s"):
+        world.submit(4, deadline=world.now + 3.0)
+    job = world.submit(4, deadline=world.now + 5.0)
+    world.run()
+    assert world.ended[job] is None
+
+
+def test_nothing_starves():
+    """However many rows of the highest priority keep arriving, a row of the lowest waits at most the stated bound.
+
+    Every step takes 10 ms and one row; two high rows arrive per step, so the device never gets idle.
+    """
+    world = World(capacity=10_000, max_batch_rows=1)
+    world.submit(1, priority=10)
+    low = world.submit(1, priority=-10)
+    asked = world.now
+    while low not in world.ended:
+        world.step(seconds=0.01, meanwhile=lambda: [world.submit(1, priority=10) for _ in range(2)])
+        # Only rows that arrive within 2 s (20 levels of 0.1 s) are due before it: 400 of them, 10 ms each.
+        assert world.now - asked <= 2.0 + 4.0 + 0.1
+    assert world.now - asked > 2.0
+
+
+class Simulation:
+    """A discrete-event simulation of the real batcher on a device that takes 2 ms + 0.5 ms a row.
+
+    Requests arrive by a Poisson process at `load` times what full batches can take, with a choice of
+    steps and a deadline of three times what their steps take in full batches.
+    """
+
+    FULL = 0.002 + 0.0005 * 32
+
+    def __init__(self, load: float, steps: tuple[int, ...], seed: int, seconds: float = 8.0) -> None:
+        self.rng = random.Random(seed)
+        self.steps = steps
+        self.world = World(capacity=64, max_batch_rows=32, max_waiting_rows=512)
+        rate = load * 32 / self.FULL / (sum(steps) / len(steps))
+        self.arrivals: list[float] = []
+        now = 0.0
+        while (now := now + self.rng.expovariate(rate)) < seconds:
+            self.arrivals.append(now)
+        self.arrivals.reverse()
+        self.good = self.good_steps = self.ran = self.wasted = 0
+
+    def arrive(self, until: float) -> None:
+        while self.arrivals and self.arrivals[-1] <= until:
+            self.world.now = max(self.world.now, self.arrivals.pop())
+            steps = self.rng.choice(self.steps)
+            try:
+                self.world.submit(steps, deadline=self.world.now + 3 * self.FULL * steps)
+            except (DeadlineExceeded, Overloaded):
+                continue
+
+    def run(self) -> Simulation:
+        world = self.world
+        while self.arrivals or not world.batcher.idle:
+            batch, ended = world.batcher.schedule()
+            world.note(ended)
+            if batch is None:
+                if self.arrivals:
+                    self.arrive(self.arrivals[-1])
+                continue
+            seconds = 0.002 + 0.0005 * batch.network_rows
+            end = world.now + seconds
+            self.arrive(end)
+            world.now = end
+            self.ran += len(batch.rows)
+            for job, error in world.batcher.complete(batch, seconds):
+                world.note([(job, error)])
+                if error is None and world.now <= job.deadline:
+                    self.good += 1
+                    self.good_steps += len(job.rows[0].program.lines)
+        return self
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_goodput_holds_under_three_times_the_load(seed):
+    """Requests that meet their deadline, per second, at 3x overload: at least 0.9 of the most at any load."""
+    good = {load: Simulation(load, (4,), seed).run().good for load in (0.5, 0.8, 1.0, 1.5, 3.0)}
+    assert good[3.0] >= 0.9 * max(good.values()), good
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_under_overload_no_step_is_taken_in_vain(seed):
+    """With 1 to 8 steps, at 3x overload, 98 % of the steps belong to requests that meet their deadline."""
+    simulation = Simulation(3.0, (1, 2, 4, 5, 7, 8), seed).run()
+    assert simulation.good_steps >= 0.98 * simulation.ran
+    at_one = Simulation(1.0, (1, 2, 4, 5, 7, 8), seed).run()
+    assert simulation.good_steps >= 0.95 * at_one.good_steps
 
 
 @pytest.mark.parametrize("behind", [10, 1_000, 100_000])
