@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 CHECKPOINT = "checkpoint.json"
 
 
-def save_module(directory: Path, name: str, architecture: str, config: dict[str, Any], module: torch.nn.Module) -> ModuleSpec:
+def save_module(
+    directory: Path, name: str, architecture: str, config: dict[str, Any], module: torch.nn.Module
+) -> ModuleSpec:
     """Write `NAME.safetensors` (float32, contiguous) and return the entry that describes it."""
     from safetensors.torch import save_file
 
@@ -26,7 +28,9 @@ def save_module(directory: Path, name: str, architecture: str, config: dict[str,
     path = directory / f"{name}.safetensors"
     save_file({key: value.detach().float().contiguous().cpu() for key, value in module.state_dict().items()}, path)
     parameters = sum(parameter.numel() for parameter in module.parameters())
-    return ModuleSpec(architecture=architecture, config=config, weights=path.name, sha256=sha256_of(path), parameters=parameters)
+    return ModuleSpec(
+        architecture=architecture, config=config, weights=path.name, sha256=sha256_of(path), parameters=parameters
+    )
 
 
 def save_checkpoint(directory: Path, card: ModelCard) -> None:

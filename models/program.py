@@ -24,10 +24,10 @@ INFINITY = float("inf")
 class EnsembleUpdate(NamedTuple):
     """Coefficients of the ensemble update, in the order of the kernel's coefficient columns.
 
-        out = output + guidance (output - null_output)
-        p   = clip(p_state x + p_output out, low, high)         prediction of the clean image
-        y  <- y_accumulator y + y_prediction p                  accumulator (iDDIM eq. 33)
-        x  <- state x + prediction p + anchor x_T + accumulator y + noise n + sum_k history_k p_k
+    out = output + guidance (output - null_output)
+    p   = clip(p_state x + p_output out, low, high)         prediction of the clean image
+    y  <- y_accumulator y + y_prediction p                  accumulator (iDDIM eq. 33)
+    x  <- state x + prediction p + anchor x_T + accumulator y + noise n + sum_k history_k p_k
     """
 
     guidance: float
@@ -47,8 +47,8 @@ class EnsembleUpdate(NamedTuple):
 class LangevinUpdate(NamedTuple):
     """Coefficients of the Langevin update (SPEC 7), in the order of the kernel's coefficient columns.
 
-        d  = gradient_ g,  scaled down to the norm max_displacement where it is longer
-        x <- clip(state x + anchor x_anchor + d + noise n, low, high)
+    d  = gradient_ g,  scaled down to the norm max_displacement where it is longer
+    x <- clip(state x + anchor x_anchor + d + noise n, low, high)
     """
 
     state: float

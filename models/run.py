@@ -95,7 +95,11 @@ def run(
                 inputs[spec.name] = torch.full((count,), line.scalars[spec.name], dtype=dtype)
         return networks[line.network](**inputs)
 
-    x = program.noise_scale * noise(Program.FIRST_DRAW) if program.noise_scale else torch.zeros(count, *shape, dtype=dtype)
+    x = (
+        program.noise_scale * noise(Program.FIRST_DRAW)
+        if program.noise_scale
+        else torch.zeros(count, *shape, dtype=dtype)
+    )
     if program.needs_image:
         if images is None:
             raise ValueError("images: the program starts from images, and none were given")
