@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
+from server.client_images import to_pixels
+
 from .percentiles import percentiles
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ STYLE: Any = {  # matplotlib types the keys as a union of hundreds of literals
     "legend.frameon": False,
 }
 DPI = 130
+CELL, GAP = 72, 3
+"""Pixels: the largest edge of a sample in a picture, and the white around it."""
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -105,37 +109,42 @@ class SampleRow:
     images: NDArray[np.float32]
 
 
+def _strip(images: NDArray[np.float32], low: float, high: float) -> NDArray[np.uint8]:
+    """Images side by side as (height, width, 3) pixels, each enlarged by a whole factor to at most `CELL`."""
+    pixels = to_pixels(images, low, high).transpose(0, 2, 3, 1)
+    scale = max(1, CELL // max(pixels.shape[1:3]))
+    pixels = np.broadcast_to(pixels, (*pixels.shape[:3], 3)).repeat(scale, axis=1).repeat(scale, axis=2)
+    framed = np.pad(pixels, ((0, 0), (GAP, GAP), (GAP, GAP), (0, 0)), constant_values=255)
+    return np.concatenate(list(framed), axis=1)
+
+
 def draw_samples(
     path: Path, groups: Mapping[str, Sequence[SampleRow]], title: str, foot: str, low: float = -1.0, high: float = 1.0
 ) -> None:
-    """Samples by method and number of network evaluations.
+    """Samples by method and number of network evaluations, pixel by pixel.
 
-    groups: one block a method, one row a number of evaluations; all rows show equally many images.
+    groups: one block a method, one row a number of evaluations; all rows show equally many images of one size.
     """
     rows = [row for group in groups.values() for row in group]
-    columns = max(len(row.images) for row in rows)
-    cell, border, left, right, head, gap, bottom = 0.6, 0.02, 1.05, 0.95, 0.42, 0.4, 0.34  # inches
-    width = left + cell * columns + right
-    height = head + cell * len(rows) + gap * len(groups) + bottom
+    strips = iter([_strip(row.images, low, high) for row in rows])
+    row_height, strip_width = _strip(rows[0].images, low, high).shape[:2]
+    left, right, head, gap, bottom = 140, 130, 58, 50, 42  # all lengths here are in pixels
+    width = left + strip_width + right
+    height = head + row_height * len(rows) + gap * len(groups) + bottom
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(width, height))
-        figure.text(0.12 / width, 1 - 0.14 / height, title, va="top", fontsize=13, weight="bold")
-        figure.text(0.12 / width, 0.1 / height, foot, fontsize=7.5, color="0.4")
+        figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+        figure.text(16 / width, 1 - 18 / height, title, va="top", fontsize=13, weight="bold")
+        figure.text(16 / width, 13 / height, foot, fontsize=7.5, color="0.4")
         y = height - head
         for name, group in groups.items():
             y -= gap
-            figure.text(0.12 / width, (y + 0.09) / height, name, fontsize=11.5)
+            figure.text(16 / width, (y + 12) / height, name, fontsize=11.5)
             for row in group:
-                y -= cell
-                middle = (y + cell / 2) / height
-                figure.text((left - 0.1) / width, middle, row.label, ha="right", va="center", fontsize=10)
-                figure.text((left + cell * columns + 0.1) / width, middle, row.note, va="center", fontsize=10)
-                for index, image in enumerate(row.images):
-                    corner = ((left + cell * index + border) / width, (y + border) / height)
-                    axes = figure.add_axes((*corner, (cell - 2 * border) / width, (cell - 2 * border) / height))
-                    axes.set_axis_off()
-                    shown = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
-                    axes.imshow((shown - low) / (high - low), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+                y -= row_height
+                middle = (y + row_height / 2) / height
+                figure.text((left - 12) / width, middle, row.label, ha="right", va="center", fontsize=10)
+                figure.text((left + strip_width + 12) / width, middle, row.note, va="center", fontsize=10)
+                figure.figimage(next(strips), xo=left, yo=y, origin="upper")
         _save(figure, path)
 
 

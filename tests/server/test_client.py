@@ -314,7 +314,8 @@ def test_cli_sample_writes_the_grid(fake: FakeServer, tmp_path: Path, capsys: py
     assert main([*arguments, "--sampler", "iddim", "--m", "0.2,0.6", "--output", str(path)]) == 0
     (request,) = fake.requests
     assert list(request.m) == [0.2, 0.6]
-    written = np.asarray(Image.open(path))
+    with Image.open(path) as picture:
+        written = np.asarray(picture)
     np.testing.assert_array_equal(written, grid(to_pixels(images_for(4), -1, 1)))
     shown = capsys.readouterr()
     assert "iddim" in shown.out
