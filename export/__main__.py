@@ -67,10 +67,11 @@ def _export(checkpoint: Path, options: argparse.Namespace, errors: Console) -> O
 
 
 def _table(bundles: Sequence[Bundle]) -> Table:
-    table = Table("network", box=None, pad_edge=False)
-    for heading in ("MB", "nodes", "worst error", "bound"):
+    table = Table(box=None, pad_edge=False)
+    table.add_column("network", no_wrap=True, min_width=30)
+    for heading in ("MB", "nodes", "error", "bound"):
         table.add_column(heading, justify="right")
-    table.add_column("batch invariant")
+    table.add_column("batch invariant", no_wrap=True)
     for bundle in bundles:
         details = bundle.manifest.exported.get("graphs", {})
         for name, graph in bundle.manifest.graphs.items():

@@ -34,8 +34,10 @@ class OnnxSession:
         options.log_severity_level = ERRORS_ONLY
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        # A spinning pool burns a core between two steps, and here the cores are shared with the threads that
-        # serve the network: on 2 busy cores spinning doubled the p50 of a single row (3.0 ms -> 6.1 ms, 1M U-Net).
+        # A spinning pool burns a core between two steps, and the cores are shared with the threads that serve the
+        # network. One row of the digits denoiser (0.9M weights, 2 threads, 2 cores that others use too), spinning
+        # against not: p90 9.5 ms against 5.6 ms, p50 1.2 against 1.6, best case 0.6 against 0.7; with 1 thread no
+        # difference. The tail is what a server is judged by.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # A model may name files that hold its weights. Ours never does, and a path is a way to read any file of
         # this machine: nothing can lie beneath a regular file, so every such path is refused.

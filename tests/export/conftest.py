@@ -25,9 +25,8 @@ def architectures() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def checkpoint(architectures: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An energy, its gradient and a denoiser."""
+    """The gradient of an energy, and a denoiser."""
     networks = {
-        "energy": tiny.energy_spec("richenergy", tiny.TIME, tiny.LABEL),
         "energy-gradient": tiny.gradient_spec("richenergy", tiny.TIME, tiny.LABEL),
         "denoiser": tiny.forward_spec(
             "denoiser", tiny.TIME, tiny.LABEL, tiny.TensorSpec(name="latent", shape=tiny.IMAGE)

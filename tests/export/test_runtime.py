@@ -101,9 +101,9 @@ def test_a_file_that_is_no_model_is_named(bundle: Bundle, tmp_path: Path):
 
 def test_a_graph_with_another_interface_is_refused(bundle: Bundle):
     """A graph whose inputs differ from the card's would fail at the first request; it fails at load."""
-    data = bundle.graph_path("energy").read_bytes()
+    data = bundle.graph_path("denoiser").read_bytes()
     with pytest.raises(EngineError, match="inputs of the model"):
-        OnnxSession("energy", tiny.energy_spec("richenergy"), data, 1, Path("energy.onnx"))
+        OnnxSession("denoiser", tiny.forward_spec("denoiser"), data, 1, Path("denoiser.onnx"))
 
 
 @pytest.mark.parametrize("place", ["absolute", "beside", "above"])
