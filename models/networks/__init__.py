@@ -9,7 +9,8 @@ A network is an `nn.Module` whose `forward` takes keyword tensors, a subset of
 - `target_time` (B,) float32, the network time that a generator's step arrives at,
 
 and returns one plain tensor: a noise prediction shaped like `sample`, or energies (B,), low for in-distribution.
-No row depends on another one, and control flow never depends on values, so every network can be exported with a dynamic batch.
+No row depends on another one, and control flow never depends on values:
+every network can be exported with a dynamic batch.
 
 Importing this package imports no architecture: each is loaded when it is first built.
 """
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 ARCHITECTURES: Mapping[str, tuple[str, str]] = {
+    "digits-classifier": (".classifier", "Classifier"),
     "unet2d": (".unet2d", "UNet2D"),
     "vdrme-generator": (".vdrme", "Generator"),
     "vdrme-energy": (".vdrme", "Energy"),

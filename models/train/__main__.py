@@ -1,37 +1,60 @@
-"""`python -m models.train digits-ddpm|digits-vdrme|all --output DIRECTORY`."""
+"""`python -m models.train digits-ddpm|digits-vdrme|digits-classifier|all --output DIRECTORY`."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from . import ddpm
+from . import classifier, ddpm, vdrme
+from .ddpm import Report
 
-TRAINERS = {ddpm.NAME: ddpm.train_digits_ddpm}
+ZOO = Path(__file__).parent.parent / "zoo"
+TRAINERS: dict[str, Callable[[Path, Report], Path]] = {
+    ddpm.NAME: ddpm.train_digits_ddpm,
+    vdrme.NAME: vdrme.train_digits_vdrme,
+    classifier.NAME: classifier.train_digits_classifier,
+}
+"""By checkpoint name, in the order in which they build on each other."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train the named checkpoints; `all` trains them in the order in which they build on each other."""
+    """Train the named checkpoint, or all of them."""
     parser = argparse.ArgumentParser(prog="python -m models.train", description="Train the shipped checkpoints.")
     parser.add_argument("model", choices=[*TRAINERS, "all"])
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent.parent / "zoo", help="directory to write to")
+    parser.add_argument("--output", type=Path, default=ZOO, help="directory to write to (default: models/zoo)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads; the shipped weights took one")
     options = parser.parse_args(arguments)
-    names = list(TRAINERS) if options.model == "all" else [options.model]
+    torch.set_num_threads(options.threads)
     console = Console()
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[losses]}"))
-    for name in names:
-        with Progress(*columns, console=console) as progress:
-            task = progress.add_task(name, losses="")
-
-            def report(done: int, total: int, losses: str) -> None:
-                progress.update(task, completed=done, total=total, losses=losses)
-
+    for name in list(TRAINERS) if options.model == "all" else [options.model]:
+        with ProgressLine(name, console) as report:
             directory = TRAINERS[name](options.output, report)
         console.print(f"wrote {directory}")
+
+
+class ProgressLine:
+    """A bar with the losses behind it; inside the `with` block it is the `Report` to call."""
+
+    def __init__(self, name: str, console: Console) -> None:
+        name_column, losses_column = TextColumn("{task.description}"), TextColumn("{task.fields[losses]}")
+        columns = name_column, BarColumn(), TimeElapsedColumn(), TimeRemainingColumn(), losses_column
+        self._progress = Progress(*columns, console=console)
+        self._task = self._progress.add_task(name, losses="")
+
+    def __enter__(self) -> Report:
+        self._progress.start()
+        return self._report
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def _report(self, done: int, total: int, losses: str) -> None:
+        self._progress.update(self._task, completed=done, total=total, losses=losses)
 
 
 if __name__ == "__main__":

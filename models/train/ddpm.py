@@ -1,6 +1,7 @@
 """Training of `digits-ddpm`: DDPM's simple loss, with labels dropped for guidance.
 
-Ho et al. 2020, Algorithm 1: `|| eps - eps_theta(sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps, t) ||^2`, t uniform in 1..1000.
+Ho et al. 2020, Algorithm 1: `|| eps - eps_theta(sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps, t) ||^2`, t uniform in
+1..1000.
 Classifier-free guidance, Algorithm 1: the label is replaced by the null label with a fixed probability.
 """
 

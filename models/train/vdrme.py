@@ -1,0 +1,507 @@
+"""Training of `digits-vdrme`: Algorithm 1 of the VDRME paper, started from `digits-ddpm`.
+
+Each iteration draws rows of several grids at once (4, 6 and 8 steps share one generator and one energy) and makes the
+paper's three updates: the energy by eq. 19, the generator by eq. 18 with the conditional energy *with* its quadratic
+(SPEC 3), the entropy classifier T_psi by eq. 14 on permuted noise.
+
+Two things come before the first adversarial step, because without them the samples fell apart (see README.md here):
+the generator is trained as a denoiser that disregards its noise input (A.3.1), and the energy is trained alone for a
+while on the samples of that generator.
+
+Half of the rows start from noised data as printed. The other half are a population of chains in flight:
+their x_{i+1} is the generator's own last output, so energy and generator meet what sampling really visits.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..bundle import (
+    EnergySpec,
+    ImageSpec,
+    LabelSpec,
+    ModelCard,
+    NetworkSpec,
+    SamplingSpec,
+    ScaleSpec,
+    TensorSpec,
+)
+from ..checkpoint import load_checkpoint, load_modules, save_checkpoint, save_module
+from ..data import CLASSES, NULL_LABEL, LabelledImages, load_digits_split
+from ..networks import build
+from ..networks.vdrme import EntropyClassifier
+from ..schedules import alpha_bar, quadratic_grid
+from . import ddpm
+from .ddpm import SCHEDULE, Report, diffuse, drop_labels
+from .ema import moving_average
+from .provenance import provenance
+
+NAME = "digits-vdrme"
+GENERATOR_CONFIG: dict[str, Any] = {
+    "unet": {key: value for key, value in ddpm.CONFIG.items() if key != "num_class_embeds"},
+    "labels": CLASSES + 1,
+    "noise_width": 16,
+}
+ENERGY_CONFIG: dict[str, Any] = {"unet": ddpm.CONFIG, "width": 128}
+STEPS = (4, 6, 8)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Hyperparameters; the defaults are the ones of the shipped checkpoint.
+
+    Betas are those of the paper's Table 4. Its learning rates (4e-5, 2e-5, 1e-5) are for networks a hundred times
+    as large and runs many times as long.
+    """
+
+    seed: int = 0
+    batch: int = 64
+    denoising_steps: int = 500
+    denoising_rate: float = 5e-4
+    energy_warmup: int = 300
+    iterations: int = 5000
+    energy_rate: float = 3e-4
+    generator_rate: float = 5e-5
+    entropy_rate: float = 1e-3
+    energy_betas: tuple[float, float] = (0.0, 0.999)
+    generator_betas: tuple[float, float] = (0.3, 0.999)
+    entropy_betas: tuple[float, float] = (0.3, 0.999)
+    energy_weight: float = 1.0
+    recovery_weight: float = 1.0
+    entropy_weight: float = 0.05
+    gradient_penalty: float = 0.1
+    penalty_every: int = 4
+    energy_l2: float = 1e-3
+    overshoot_penalty: float = 1.0
+    label_dropout: float = 0.5
+    ema_decay: float = 0.998
+    population: int = 512
+
+
+def grid(steps: int) -> tuple[int, ...]:
+    """Network times t_K = 999 > ... > t_1 > t_0 = 0: the quadratic grid of SPEC 0, less one, and 0."""
+    return (*(t - 1 for t in reversed(quadratic_grid(steps, SCHEDULE.steps))), 0)
+
+
+GRIDS = {steps: grid(steps) for steps in STEPS}
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """Every transition t_{i+1} -> t_i of the grids, one entry each; abar_{t_0} = 1 (the clean prediction is emitted).
+
+    source, target: (n,) float32 network times. abar_source, abar_target: (n,) float64.
+    following: (n,) int64, the transition that comes next on its grid, -1 after the last. first: (len(GRIDS),) int64.
+    """
+
+    source: Tensor
+    target: Tensor
+    abar_source: Tensor
+    abar_target: Tensor
+    following: Tensor
+    first: Tensor
+
+    @classmethod
+    def of_grids(cls) -> Transitions:
+        table = alpha_bar(SCHEDULE)
+        pairs, following, first = [], [], []
+        for times in GRIDS.values():
+            first.append(len(pairs))
+            pairs += list(pairwise(times))
+            following += [*range(len(following) + 1, len(pairs)), -1]
+        abar_target = [1.0 if target == 0 else table[target + 1] for _, target in pairs]
+        return cls(
+            torch.tensor([float(source) for source, _ in pairs]),
+            torch.tensor([float(target) for _, target in pairs]),
+            torch.tensor([table[source + 1] for source, _ in pairs], dtype=torch.float64),
+            torch.tensor(abar_target, dtype=torch.float64),
+            torch.tensor(following),
+            torch.tensor(first),
+        )
+
+
+@dataclass
+class Population:
+    """Chains in flight: where each is on its grid, its state x_{i+1}, and the training image that lends its label."""
+
+    transition: Tensor
+    state: Tensor
+    image: Tensor
+
+
+@dataclass
+class Batch:
+    """Rows of one iteration. previous: x_{i+1}; real: a draw of x_i from the data; label may be the null label."""
+
+    transition: Tensor
+    previous: Tensor
+    real: Tensor
+    label: Tensor
+    members: Tensor
+
+
+@dataclass
+class Trained:
+    """What training gives, with the losses of the last tenth."""
+
+    generator: nn.Module
+    energy: nn.Module
+    losses: dict[str, float] = field(default_factory=dict)
+
+
+class Trainer:
+    """State of one run of Algorithm 1. `run` is the whole of it; the methods are its lines."""
+
+    def __init__(self, data: LabelledImages, denoiser: nn.Module, recipe: Recipe) -> None:
+        torch.manual_seed(recipe.seed)
+        self.recipe = recipe
+        self.random = torch.Generator().manual_seed(recipe.seed)
+        self.images, self.labels = torch.tensor(data.images), torch.tensor(data.labels)
+        self.abar = torch.tensor(alpha_bar(SCHEDULE))
+        self.transitions = Transitions.of_grids()
+        self.generator = build("vdrme-generator", GENERATOR_CONFIG)
+        initialise_from_denoiser(self.generator, denoiser)
+        self.energy = build("vdrme-energy", ENERGY_CONFIG)
+        initialise_energy(self.energy, denoiser)
+        self.entropy = EntropyClassifier()
+        self.average = moving_average(self.generator, recipe.ema_decay)
+        self.energy_average = moving_average(self.energy, recipe.ema_decay)
+        self.energy_optimiser = torch.optim.Adam(self.energy.parameters(), recipe.energy_rate, recipe.energy_betas)
+        self.generator_optimiser = torch.optim.Adam(
+            self.generator.parameters(), recipe.generator_rate, recipe.generator_betas
+        )
+        self.entropy_optimiser = torch.optim.Adam(self.entropy.parameters(), recipe.entropy_rate, recipe.entropy_betas)
+        self.population = self._new_population(recipe.population)
+
+    def run(self, report: Report) -> Trained:
+        recipe = self.recipe
+        total = recipe.denoising_steps + recipe.energy_warmup + recipe.iterations
+        self._pretrain(report, total)
+        self.average.module.load_state_dict(self.generator.state_dict())
+        history: list[dict[str, float]] = []
+        for iteration in range(recipe.energy_warmup + recipe.iterations):
+            self._set_rates(iteration)
+            history.append(self.iterate(iteration, train_generator=iteration >= recipe.energy_warmup))
+            recent = history[-50:]
+            text = " ".join(f"{key} {np.mean([entry[key] for entry in recent]):.3f}" for key in recent[-1])
+            report(recipe.denoising_steps + iteration + 1, total, text)
+        tail = history[-max(1, recipe.iterations // 10) :]
+        losses = {key: round(float(np.mean([entry[key] for entry in tail])), 4) for key in tail[-1]}
+        return Trained(self.average.module.eval(), self.energy_average.module.eval(), losses)
+
+    def iterate(self, iteration: int, *, train_generator: bool) -> dict[str, float]:
+        """One pass of Algorithm 1's loop; returns the losses."""
+        batch = self._draw_batch()
+        moves = self.transitions
+        row = batch.transition
+        latent = torch.randn(batch.previous.shape, generator=self.random)
+        fake, overshoot = self._generate(batch, latent, with_gradient=train_generator)
+        losses = self._update_energy(iteration, batch, fake.detach())
+        recovery = self._quadratic(batch, fake)
+        losses["recovery"] = float(recovery.detach().mean())
+        permuted = latent[torch.randperm(len(latent), generator=self.random)]
+        if train_generator:
+            self.energy.requires_grad_(False)
+            self.entropy.requires_grad_(False)
+            energy = self.energy(sample=fake, time=moves.target[row], label=batch.label)
+            information = self._information(batch, fake, latent, permuted)
+            loss = (
+                self.recipe.energy_weight * energy.mean()
+                + self.recipe.recovery_weight * recovery.mean()
+                - self.recipe.entropy_weight * information
+                + self.recipe.overshoot_penalty * overshoot.square().mean()
+            )
+            self.generator_optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.generator.parameters(), 10.0)
+            self.generator_optimiser.step()
+            self.average.update_parameters(self.generator)
+            self.energy.requires_grad_(True)
+            self.entropy.requires_grad_(True)
+        # T_psi: maximise (14)
+        information = self._information(batch, fake.detach(), latent, permuted)
+        self.entropy_optimiser.zero_grad(set_to_none=True)
+        (-information).backward()
+        self.entropy_optimiser.step()
+        losses["information"] = float(information.detach())
+        self._advance(batch, fake.detach())
+        return losses
+
+    def _pretrain(self, report: Report, total: int) -> None:
+        """A.3.1: learn to denoise whatever the noise input and the target time are, starting from the DDPM.
+
+        The noise block itself is held still meanwhile: it would only learn to shut the noise out.
+        """
+        recipe = self.recipe
+        kept = [module for name, module in self.generator.named_children() if name.startswith("noise_")]
+        for block in kept:
+            block.requires_grad_(False)
+        learned = [parameter for parameter in self.generator.parameters() if parameter.requires_grad]
+        optimiser = torch.optim.AdamW(learned, recipe.denoising_rate, weight_decay=1e-4)
+        rate = torch.optim.lr_scheduler.LambdaLR(
+            optimiser, lambda step: ddpm.learning_rate_factor(step, recipe.denoising_steps)
+        )
+        losses: list[float] = []
+        for step in range(recipe.denoising_steps):
+            chosen = torch.randint(len(self.labels), (recipe.batch,), generator=self.random)
+            row = torch.randint(len(self.transitions.source), (recipe.batch,), generator=self.random)
+            clean = self.images[chosen]
+            noise, latent = (torch.randn(clean.shape, generator=self.random) for _ in range(2))
+            abar = self.transitions.abar_source[row]
+            v = self.generator(
+                sample=diffuse(clean, noise, abar),
+                time=self.transitions.source[row],
+                target_time=self.transitions.target[row],
+                label=drop_labels(self.labels[chosen], recipe.label_dropout, self.random),
+                latent=latent,
+            )
+            wide = abar.float().view(-1, 1, 1, 1)
+            loss = (v - (wide.sqrt() * noise - (1.0 - wide).sqrt() * clean)).square().mean()
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.generator.parameters(), 1.0)
+            optimiser.step()
+            rate.step()
+            self.average.update_parameters(self.generator)
+            losses.append(float(loss.detach()))
+            report(step + 1, total, f"denoising {np.mean(losses[-50:]):.4f}")
+        self.generator.load_state_dict(self.average.module.state_dict())
+        for block in kept:
+            block.requires_grad_(True)
+
+    def _draw_batch(self) -> Batch:
+        """Half pairs (x_{i+1}, x_i) of data (eq. 1, Markov coupling), half population members with a real x_i."""
+        half = self.recipe.batch // 2
+        moves = self.transitions
+        row = torch.randint(len(moves.source), (half,), generator=self.random)
+        chosen = torch.randint(len(self.labels), (half,), generator=self.random)
+        real = self._noised(chosen, moves.abar_target[row])
+        noise = torch.randn(real.shape, generator=self.random)
+        previous = diffuse(real, noise, moves.abar_source[row] / moves.abar_target[row])
+        members = torch.randperm(len(self.population.image), generator=self.random)[:half]
+        flying, image = self.population.transition[members], self.population.image[members]
+        label = self.labels[torch.cat([chosen, image])]
+        return Batch(
+            transition=torch.cat([row, flying]),
+            previous=torch.cat([previous, self.population.state[members]]),
+            real=torch.cat([real, self._noised(image, moves.abar_target[flying])]),
+            label=drop_labels(label, self.recipe.label_dropout, self.random),
+            members=members,
+        )
+
+    def _noised(self, image: Tensor, abar: Tensor) -> Tensor:
+        clean = self.images[image]
+        return diffuse(clean, torch.randn(clean.shape, generator=self.random), abar)
+
+    def _generate(self, batch: Batch, latent: Tensor, *, with_gradient: bool) -> tuple[Tensor, Tensor]:
+        """Eq. 15: x_i from x_{i+1}, and by how much the clean prediction left [-1, 1] before it was clipped.
+
+        The clip lets gradients through (the overshoot has a loss of its own): else a saturated pixel never returned.
+        """
+        moves, row = self.transitions, batch.transition
+        with torch.set_grad_enabled(with_gradient):
+            v = self.generator(
+                sample=batch.previous,
+                time=moves.source[row],
+                target_time=moves.target[row],
+                label=batch.label,
+                latent=latent,
+            )
+            source = moves.abar_source[row].view(-1, 1, 1, 1)
+            clean = source.sqrt().float() * batch.previous - (1.0 - source).sqrt().float() * v
+            overshoot = clean - clean.clamp(-1.0, 1.0)
+            clipped = clean - overshoot.detach()
+            keep, gain = self._step_coefficients(batch)
+            fake = keep * batch.previous + gain * clipped
+        return fake, overshoot
+
+    def _quadratic(self, batch: Batch, sample: Tensor) -> Tensor:
+        """Eq. 6: `|| sqrt(a_i) x_i - x_{i+1} ||^2 / (2 b_i)`, per pixel as E is; a_i is a ratio of two abar."""
+        ratio = (self.transitions.abar_source / self.transitions.abar_target)[batch.transition].float()
+        distance = (ratio.sqrt().view(-1, 1, 1, 1) * sample - batch.previous).square().mean(dim=(1, 2, 3))
+        return distance / (2.0 * (1.0 - ratio))
+
+    def _information(self, batch: Batch, sample: Tensor, latent: Tensor, permuted: Tensor) -> Tensor:
+        """Eq. 14: the Jensen-Shannon bound, pairs against permuted noise; at most 0, -2 log 2 if noise is not used."""
+        keep, gain = self._step_coefficients(batch)
+        change, time = (sample - keep * batch.previous) / gain, self.transitions.source[batch.transition]
+        paired = self.entropy(change=change, latent=latent, previous=batch.previous, time=time)
+        broken = self.entropy(change=change, latent=permuted, previous=batch.previous, time=time)
+        return -functional.softplus(-paired).mean() - functional.softplus(broken).mean()
+
+    def _step_coefficients(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """`x_i = keep x_{i+1} + gain p`, a DDIM step in terms of the clean image p (SPEC 1, m = 0)."""
+        row = batch.transition
+        source, target = self.transitions.abar_source[row], self.transitions.abar_target[row]
+        keep = ((1.0 - target) / (1.0 - source)).sqrt()
+        gain = target.sqrt() - keep * source.sqrt()
+        return keep.float().view(-1, 1, 1, 1), gain.float().view(-1, 1, 1, 1)
+
+    def _update_energy(self, iteration: int, batch: Batch, fake: Tensor) -> dict[str, float]:
+        """Eq. 19, with the gradient penalty on the data (every few iterations, scaled up) and a little L2."""
+        recipe = self.recipe
+        moves, row = self.transitions, batch.transition
+        target, label = moves.target[row], batch.label
+        both = self.energy(
+            sample=torch.cat([batch.real, fake]), time=torch.cat([target, target]), label=torch.cat([label, label])
+        )
+        real_energy, fake_energy = both.chunk(2)
+        loss = real_energy.mean() - fake_energy.mean() + recipe.energy_l2 * both.square().mean()
+        if iteration % recipe.penalty_every == 0:
+            half = len(fake) // 2
+            # Half of the rows at data, half at samples: both ends of the slope that trains the generator.
+            leaf = torch.cat([batch.real[:half], fake[half:]]).requires_grad_(True)
+            at_leaf = self.energy(sample=leaf, time=target, label=label)
+            (slope,) = torch.autograd.grad(at_leaf.sum(), leaf, create_graph=True)
+            penalty = slope.square().sum(dim=(1, 2, 3)).mean()
+            loss = loss + recipe.penalty_every * recipe.gradient_penalty * penalty
+        self.energy_optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self.energy_optimiser.step()
+        self.energy_average.update_parameters(self.energy)
+        return {"real": float(real_energy.detach().mean()), "fake": float(fake_energy.detach().mean())}
+
+    def _new_population(self, size: int) -> Population:
+        chain = torch.randint(len(self.transitions.first), (size,), generator=self.random)
+        return Population(
+            self.transitions.first[chain],
+            torch.randn(size, *self.images.shape[1:], generator=self.random),
+            torch.randint(len(self.labels), (size,), generator=self.random),
+        )
+
+    def _advance(self, batch: Batch, fake: Tensor) -> None:
+        """Members move one transition on; those at the end of their grid start anew from noise."""
+        half = len(batch.members)
+        following = self.transitions.following[batch.transition[-half:]]
+        done = following < 0
+        fresh = self._new_population(half)
+        members, people = batch.members, self.population
+        people.transition[members] = torch.where(done, fresh.transition, following)
+        people.state[members] = torch.where(done.view(-1, 1, 1, 1), fresh.state, fake[-half:])
+        people.image[members] = torch.where(done, fresh.image, people.image[members])
+
+    def _set_rates(self, iteration: int) -> None:
+        """Constant rates, then a linear decay to a tenth over the last third."""
+        recipe = self.recipe
+        done = (iteration - recipe.energy_warmup) / max(1, recipe.iterations)
+        factor = min(1.0, max(0.1, 3.0 * (1.0 - done)))
+        for optimiser, rate in (
+            (self.energy_optimiser, recipe.energy_rate),
+            (self.generator_optimiser, recipe.generator_rate),
+            (self.entropy_optimiser, recipe.entropy_rate),
+        ):
+            for group in optimiser.param_groups:
+                group["lr"] = rate * factor
+
+
+def initialise_from_denoiser(generator: nn.Module, denoiser: nn.Module) -> None:
+    """Copy a DDPM's weights into a generator."""
+    weights = dict(denoiser.state_dict())
+    labels = weights.pop("class_embedding.weight")
+    learned = {"label_embedding.weight": labels, **{f"unet.{key}": value for key, value in weights.items()}}
+    generator.load_state_dict({**generator.state_dict(), **learned})
+
+
+def initialise_energy(energy: nn.Module, denoiser: nn.Module) -> None:
+    """Copy the downward half of a DDPM into an energy."""
+    weights = {key.replace("mid_block.resnets", "mid_resnets"): value for key, value in denoiser.state_dict().items()}
+    own = energy.state_dict()
+    energy.load_state_dict({**own, **{key: value for key, value in weights.items() if key in own}})
+
+
+def train_digits_vdrme(output: Path, report: Report, recipe: Recipe | None = None) -> Path:
+    """Train `digits-vdrme` from the `digits-ddpm` below `output` and write it beside it; returns its directory.
+
+    Raises:
+        BundleError: there is no usable `digits-ddpm`.
+    """
+    recipe = recipe or Recipe()
+    started = time.perf_counter()
+    source = output / ddpm.NAME
+    base = load_checkpoint(source)
+    denoiser = load_modules(source, base.modules)["denoiser"]
+    trained = Trainer(load_digits_split().train, denoiser, recipe).run(report)
+    directory = output / NAME
+    modules = {
+        "generator": save_module(directory, "generator", "vdrme-generator", GENERATOR_CONFIG, trained.generator),
+        "energy": save_module(directory, "energy", "vdrme-energy", ENERGY_CONFIG, trained.energy),
+    }
+    training = {
+        "algorithm": "VDRME Algorithm 1, eq. 14, 15, 18 (with the quadratic), 19; Markov coupling; abar = 1 at t_0",
+        "recipe": asdict(recipe),
+        "optimiser": "Adam, rates constant and then linear to a tenth over the last third",
+        "initialised_from": {"name": base.name, "sha256": base.modules["denoiser"].sha256},
+        "final_losses": trained.losses,
+        "seconds": round(time.perf_counter() - started, 1),
+        **provenance(),
+    }
+    save_checkpoint(directory, model_card(modules, training))
+    return directory
+
+
+def model_card(modules: dict[str, Any], training: dict[str, Any]) -> ModelCard:
+    """The card of `digits-vdrme`; energies are calibrated later, on the calibration split."""
+    sample = TensorSpec(name="sample", shape=(1, 8, 8))
+    label = TensorSpec(name="label", dtype="int64")
+    latent = TensorSpec(name="latent", shape=(1, 8, 8))
+    moment = TensorSpec(name="time")
+    energy = TensorSpec(name="energy")
+    return ModelCard(
+        name=NAME,
+        family="vdrme",
+        description="Few-step generator and multiscale energy of 8x8 handwritten digits, for 4, 6 and 8 steps.",
+        image=ImageSpec(channels=1, height=8, width=8),
+        labels=LabelSpec(count=CLASSES, null=NULL_LABEL, names=tuple(str(digit) for digit in range(CLASSES))),
+        modules=modules,
+        networks={
+            "generator": NetworkSpec(
+                module="generator",
+                inputs=(sample, moment, TensorSpec(name="target_time"), label, latent),
+                outputs=(TensorSpec(name="v", shape=(1, 8, 8)),),
+            ),
+            "energy": NetworkSpec(module="energy", inputs=(sample, moment, label), outputs=(energy,)),
+            "energy-gradient": NetworkSpec(
+                module="energy",
+                function="energy_gradient",
+                inputs=(sample, moment, label),
+                outputs=(energy, TensorSpec(name="gradient", shape=(1, 8, 8))),
+            ),
+        },
+        sampling=SamplingSpec(
+            network="generator",
+            prediction="v",
+            schedule=SCHEDULE,
+            samplers=("vdrme",),
+            default_steps=4,
+            min_steps=min(STEPS),
+            max_steps=max(STEPS),
+            grids={str(steps): times for steps, times in GRIDS.items()},
+            clean_end=True,
+            clip=True,
+        ),
+        energy=EnergySpec(network="energy", gradient_network="energy-gradient", scale=64.0, scales=scales()),
+        training=training,
+    )
+
+
+def scales() -> tuple[ScaleSpec, ...]:
+    """Every noise scale that the energy was trained at, the clean one first."""
+    table = alpha_bar(SCHEDULE)
+    noisy = sorted({time for times in GRIDS.values() for time in times[1:-1]})
+    amplitudes = {time: (float(table[time + 1] ** 0.5), float((1.0 - table[time + 1]) ** 0.5)) for time in noisy}
+    return (
+        ScaleSpec(name="t0", time=0.0),
+        *(
+            ScaleSpec(name=f"t{time}", time=float(time), signal=signal, noise=noise)
+            for time, (signal, noise) in amplitudes.items()
+        ),
+    )
