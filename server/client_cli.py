@@ -16,6 +16,7 @@ from typing import Any, cast
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -49,14 +50,15 @@ class Output:
             print(msgspec.json.format(encoded, indent=2).decode())
 
     def table(self, title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
-        """Print a table; numbers are set to the right."""
-        table = Table(title=title, title_justify="left")
+        """Print a title and a table below it; numbers are set to the right."""
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
         lines = [list(row) for row in rows]
         for index, column in enumerate(columns):
             numeric = all(isinstance(line[index], (int, float)) for line in lines)
             table.add_column(column, justify="right" if numeric else "left", overflow="fold")
         for line in lines:
             table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in line))
+        self.tables.print(title, soft_wrap=True)  # not the table's own title, which is cut to the table's width
         self.tables.print(table)
 
     def error(self, code: str, message: str) -> None:
@@ -92,19 +94,12 @@ def sample(client: FewstepClient, arguments: argparse.Namespace, output: Output)
     left_out = ("images", "png")
     facts = {name: getattr(samples, name) for name in Samples.__dataclass_fields__ if name not in left_out}
     output.document({"count": len(samples.images), "shape": samples.images.shape, **facts, "output": str(path)})
-    output.table(
-        f"{samples.model} version {samples.version}",
-        ("samples", "sampler", "steps", "NFE", "seed", "queue ms", "compute ms", "total ms", "rows a batch"),
-        [
-            (
-                *(len(samples.images), samples.sampler, samples.steps, samples.nfe, str(samples.seed)),
-                *_milliseconds(
-                    samples.timing.queue_seconds, samples.timing.compute_seconds, samples.timing.total_seconds
-                ),
-                round(samples.timing.mean_batch_rows, 1),
-            )
-        ],
-    )
+    timing = samples.timing
+    times = (timing.queue_seconds, timing.compute_seconds, timing.total_seconds)
+    columns = ("samples", "sampler", "steps", "NFE", "queue ms", "compute ms", "total ms", "batch rows")
+    row = (len(samples.images), samples.sampler, samples.steps, samples.nfe, *(1e3 * time for time in times))
+    title = f"{samples.model} version {samples.version}, seed {samples.seed}"
+    output.table(title, columns, [(*row, timing.mean_batch_rows)])
     output.people.print(f"wrote {path}", soft_wrap=True)
 
 
@@ -126,10 +121,6 @@ def _streamed(client: FewstepClient, model: str, options: SampleOptions, output:
             if isinstance(event, Preview):
                 progress.update(task, completed=event.step, total=event.steps)
     return cast("Samples", event)
-
-
-def _milliseconds(*seconds: float) -> tuple[float, ...]:
-    return tuple(1e3 * value for value in seconds)
 
 
 def score(client: FewstepClient, arguments: argparse.Namespace, output: Output) -> None:
@@ -170,11 +161,8 @@ def models(client: FewstepClient, arguments: argparse.Namespace, output: Output)
     if arguments.model is None:
         listed = client.models()
         output.document([dataclasses.asdict(model) for model in listed])
-        rows = [
-            (m.name, m.version, m.family, ", ".join(m.samplers), "yes" if m.scores else "no", m.description)
-            for m in listed
-        ]
-        output.table("models", ("name", "version", "family", "samplers", "scores", "description"), rows)
+        rows = [(m.name, m.version, ", ".join(m.samplers), "yes" if m.scores else "no", m.description) for m in listed]
+        output.table("models", ("name", "version", "samplers", "scores", "description"), rows)
         return
     described = dataclasses.asdict(client.describe(arguments.model, version=arguments.version))
     described["manifest"] = msgspec.json.decode(described.pop("manifest_json") or "null")
