@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from diffusers import UNet2DModel
+from typing import Any
+
+import diffusers
 from torch import Tensor
 
+Base: Any = diffusers.UNet2DModel  # untyped: its attributes are set where a type checker does not see them
 
-class UNet2D(UNet2DModel):  # type: ignore[misc]
+
+class UNet2D(Base):
     """`UNet2DModel` with a forward that takes and returns plain tensors.
 
     A subclass and not a wrapper, so that configuration and state-dict keys are the library's own:

@@ -40,9 +40,8 @@ class Generator(nn.Module):
         self.noise_out = nn.Conv2d(noise_width, channels, 3, padding=1)
         self.noise_gain = nn.Linear(width, channels)
         nn.init.normal_(self.target_time.expand.weight, std=0.01)
-        for layer in (self.noise_out, self.noise_gain):
-            nn.init.normal_(layer.weight, std=0.01)
-            nn.init.zeros_(layer.bias)
+        for parameter in (*self.noise_out.parameters(), *self.noise_gain.parameters()):
+            nn.init.normal_(parameter, std=0.01) if parameter.dim() > 1 else nn.init.zeros_(parameter)
 
     def forward(self, sample: Tensor, time: Tensor, target_time: Tensor, label: Tensor, latent: Tensor) -> Tensor:
         """Predict v for the step from `time` to `target_time`.
