@@ -114,24 +114,47 @@ def check_constants(model: onnx.ModelProto, program: ExportedProgram) -> int:
     Raises:
         ExportError: names the constant and its shape.
     """
-    known: set[str] | None = None
+    known = _KnownValues(program)
     seen: set[str] = set()
     repeated = 0
     for name, array in _constants(model.graph):
         # Whole numbers are shapes and index tables, which the exporter makes by itself.
         if array.dtype.kind != "f" or array.size <= LITERAL_ELEMENTS or np.all(array == array.flat[0]):
             continue
-        if known is None:
-            known = {_fingerprint(value) for value in _derived_from_weights(program)}
-        fingerprint = _fingerprint(array)
-        if fingerprint not in known:
+        values = np.sort(array, axis=None)
+        if not known.holds(values):
             raise ExportError(
                 f"the graph holds a constant {name!r} of shape {array.shape} that is no weight, nor computed from "
                 f"weights alone: a value was baked in while tracing"
             )
-        repeated += array.nbytes if fingerprint in seen else 0
-        seen.add(fingerprint)
+        digest = _digest(values)
+        repeated += array.nbytes if digest in seen else 0
+        seen.add(digest)
     return repeated
+
+
+class _KnownValues:
+    """The values that a graph's constants may hold, in any order: a reshaped or transposed weight is that weight."""
+
+    def __init__(self, program: ExportedProgram) -> None:
+        self._digests: set[str] = set()
+        self._by_size: dict[int, list[npt.NDArray[Any]]] = {}
+        for array in _derived_from_weights(program):
+            values = np.sort(array, axis=None)
+            self._digests.add(_digest(values))
+            self._by_size.setdefault(values.size, []).append(values)
+
+    def holds(self, values: npt.NDArray[Any]) -> bool:
+        """values: sorted. A weight is found exactly, what was computed from literals (a table of frequencies) to
+        rounding: the exporter folds with another library's exp than torch's."""
+        return _digest(values) in self._digests or any(
+            np.allclose(values, known, rtol=1e-5, atol=1e-7 * float(np.abs(known).max()))
+            for known in self._by_size.get(values.size, ())
+        )
+
+
+def _digest(values: npt.NDArray[Any]) -> str:
+    return hashlib.sha256(values.tobytes()).hexdigest()
 
 
 def _constants(graph: onnx.GraphProto) -> Iterator[tuple[str, npt.NDArray[Any]]]:
@@ -166,8 +189,3 @@ def _derived_from_weights(program: ExportedProgram) -> Iterator[npt.NDArray[Any]
             continue
         if isinstance(values[node], Tensor):
             yield values[node].detach().numpy()
-
-
-def _fingerprint(array: npt.NDArray[Any]) -> str:
-    """Equal for two arrays that hold the same values in any order: a reshaped or transposed weight is that weight."""
-    return hashlib.sha256(np.sort(array, axis=None).tobytes()).hexdigest() + str(array.dtype)
