@@ -4,6 +4,7 @@ SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do $$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 REPOSITORY ?= repository
+PROTOS := protos/fewstep.proto protos/inference.proto
 
 .PHONY: demo test check serve zoo format protos clean
 
@@ -30,8 +31,11 @@ format: .venv/installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# inference.proto gets a descriptor pool of its own: clients of that protocol bring the same names, and a process that
+# holds such a client and this server, as the tests do, would otherwise fail to import the second of them.
 protos: .venv/installed
-	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. protos/fewstep.proto
+	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. $(PROTOS)
+	sed -i 's/_descriptor_pool\.Default()/_descriptor_pool.DescriptorPool()/' protos/inference_pb2.py
 
 # constraints.txt pins every version; torch comes first, because a looser request takes gigabytes of CUDA.
 .venv/installed: pyproject.toml constraints.txt

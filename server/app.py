@@ -7,15 +7,19 @@ import logging
 from dataclasses import dataclass, field
 
 import grpc
+from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 from prometheus_client import start_http_server
 
 from export.runtime import open_runtime
 from protos import fewstep_pb2 as pb
+from protos import inference_pb2 as oip
 
 from .api.calls import service_handler
-from .api.native import Models, Sampler, Scorer
+from .api.native import Models, Sampler, Scorer, Service
+from .api.oip import GRPCInferenceService
 from .config import Config, ConfigError
 from .health import Health
 from .loop.engine import Engine
@@ -53,8 +57,11 @@ class App:
             runners, config.limits, on_step=lambda *step: self.metrics.observe_step(*step), on_death=self._on_death
         )
         self.metrics = Metrics(self.engine.batcher, config.engine)
-        descriptor = pb.DESCRIPTOR.services_by_name
-        servicers = {descriptor[kind.__name__]: kind for kind in (Sampler, Scorer, Models)}
+        servicers: dict[ServiceDescriptor, type[Service]] = {
+            file.DESCRIPTOR.services_by_name[kind.__name__]: kind
+            for file, kinds in ((pb, (Sampler, Scorer, Models)), (oip, (GRPCInferenceService,)))
+            for kind in kinds
+        }
         names = [service.full_name for service in servicers]
         self.health = Health(names)
         self.server = grpc.aio.server(
@@ -73,7 +80,11 @@ class App:
         )
         health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, self.server)
         health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-        reflection.enable_server_reflection([*names, health_name, reflection.SERVICE_NAME], self.server)
+        # One pool for reflection to read: that of inference.proto is its own (see `make protos`).
+        pool = DescriptorPool()
+        for file in (pb, oip, health_pb2, reflection_pb2):
+            pool.AddSerializedFile(file.DESCRIPTOR.serialized_pb)
+        reflection.enable_server_reflection([*names, health_name, reflection.SERVICE_NAME], self.server, pool)
         await self.health.set(False)
         self.port = self._bind()
         self._http, self._http_thread = self._serve_metrics()

@@ -73,7 +73,12 @@ class Repository:
     """The models that are loaded."""
 
     def __init__(self, models: Mapping[ModelKey, Model]) -> None:
-        self.models = dict(sorted(models.items()))
+        self._models = dict(sorted(models.items()))
+
+    @property
+    def models(self) -> list[Model]:
+        """The loaded models, by name and version."""
+        return list(self._models.values())
 
     def find(self, name: str, version: int) -> Model:
         """A model by name and version; version 0 is the newest.
@@ -81,11 +86,11 @@ class Repository:
         Raises:
             NotFound: there is none; lists what there is.
         """
-        versions = [key.version for key in self.models if key.name == name]
+        versions = [key.version for key in self._models if key.name == name]
         if not versions:
-            names = ", ".join(sorted({key.name for key in self.models}))
+            names = ", ".join(sorted({key.name for key in self._models}))
             raise NotFound(f"model: no model {name!r}; there are: {names}")
-        model = self.models.get(ModelKey(name, version or max(versions)))
+        model = self._models.get(ModelKey(name, version or max(versions)))
         if model is None:
             raise NotFound(
                 f"version: model {name} has no version {version}; there are: {', '.join(map(str, versions))}"

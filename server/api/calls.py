@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import aclosing
 from time import perf_counter
 from typing import Any, NamedTuple, NoReturn
 
@@ -25,6 +27,8 @@ log = logging.getLogger(__name__)
 Context = Any  # grpc.aio.ServicerContext is generic in the stubs and adds nothing here
 
 MAX_PENDING_PREVIEWS = 64
+# Clients take 8 KiB of trailers by default. The text travels percent-encoded (up to 3 bytes a byte) and in the details.
+MAX_MESSAGE_BYTES = 1000
 
 
 class Malformed(NamedTuple):
@@ -34,7 +38,7 @@ class Malformed(NamedTuple):
 
 
 class PendingJob:
-    """A job that a coroutine waits for. The engine's thread talks to it through the event loop only."""
+    """What a coroutine waits for, one job or several. The engine's thread talks to it through the event loop only."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -53,30 +57,37 @@ class PendingJob:
         if self._events.qsize() < MAX_PENDING_PREVIEWS:
             self._events.put_nowait(preview)
 
-    async def events(self, job: Job) -> AsyncGenerator[tuple[int, Any], None]:
-        """Submit the job; yields (step, preview) and returns when the job is done.
+    async def events(self, *jobs: Job) -> AsyncGenerator[tuple[int, Any], None]:
+        """Submit the jobs; yields (step, preview) and returns when all are done.
 
-        Leaving early, e.g. because the caller is gone, cancels the job.
+        It is all or nothing: where one is refused or fails, and where the caller leaves early, e.g. because
+        it is gone, the others are cancelled.
 
         Raises:
-            ServerError: the job was refused, or failed.
+            ServerError: a job was refused, or failed.
         """
-        self._engine.submit(job)
+        submitted: list[Job] = []
         try:
-            while True:
+            for job in jobs:
+                self._engine.submit(job)
+                submitted.append(job)
+            missing = len(jobs)
+            while missing:
                 event = await self._events.get()
                 if isinstance(event, ServerError):
                     raise event
                 if isinstance(event, Job):
-                    return
-                yield event
+                    missing -= 1
+                else:
+                    yield event
         finally:
-            if not job.ended:
-                self._engine.cancel(job)
+            for job in submitted:
+                if not job.ended:
+                    self._engine.cancel(job)
 
-    async def done(self, job: Job) -> None:
-        """Submit the job and wait for its end, without previews. Raises as `events`."""
-        async for _ in self.events(job):
+    async def done(self, *jobs: Job) -> None:
+        """Submit the jobs and wait for their end, without previews. Raises as `events`."""
+        async for _ in self.events(*jobs):
             pass
 
 
@@ -85,20 +96,62 @@ def service_handler(service: ServiceDescriptor, servicer: object, metrics: Metri
 
     Requests that do not parse reach the table too, which the generated code does not give.
     """
+    makers = {
+        (False, False): grpc.unary_unary_rpc_method_handler,
+        (False, True): grpc.unary_stream_rpc_method_handler,
+        (True, True): grpc.stream_stream_rpc_method_handler,
+    }
     methods = {}
     for method in service.methods:
-        handler = getattr(servicer, method.name)
-        wrap, make = (
-            (_stream, grpc.unary_stream_rpc_method_handler)
-            if method.server_streaming
-            else (_unary, grpc.unary_unary_rpc_method_handler)
-        )
-        methods[method.name] = make(
-            wrap(method.name, handler, metrics),
+        wrap = _stream if method.server_streaming else _unary
+        methods[method.name] = makers[method.client_streaming, method.server_streaming](
+            wrap(method.name, getattr(servicer, method.name), metrics),
             request_deserializer=_deserializer(method),
             response_serializer=message_factory.GetMessageClass(method.output_type).SerializeToString,
         )
     return grpc.method_handlers_generic_handler(service.full_name, methods)
+
+
+async def answer(rpc: str, handler: Callable[[Any], Awaitable[Any]], request: Any, metrics: Metrics) -> Any:
+    """The response to one request of a stream, or the `ServerError` it ends with: others of the stream go on.
+
+    rpc: the name that the request is counted under.
+    """
+    with _Observed(rpc, request, metrics) as observed:
+        try:
+            return await handler(request)
+        except Exception as error:
+            return observed.failed(error)
+
+
+async def in_order(
+    requests: AsyncIterator[Any], handler: Callable[[Any], Coroutine[Any, Any, Any]], limit: int
+) -> AsyncGenerator[Any, None]:
+    """Handle the requests of a stream, at most `limit` at a time; yields the results in the order of the requests.
+
+    Leaving early cancels what runs.
+    """
+    incoming = aiter(requests)
+    reading: asyncio.Future[Any] | None = asyncio.ensure_future(anext(incoming, None))
+    running: deque[asyncio.Task[Any]] = deque()
+    try:
+        while reading is not None or running:
+            # A full stream is not read from: HTTP/2 flow control then holds its sender back.
+            awaited = [reading] if reading is not None and len(running) < limit else []
+            await asyncio.wait([*awaited, *list(running)[:1]], return_when=asyncio.FIRST_COMPLETED)
+            if awaited and awaited[0].done():
+                request = awaited[0].result()
+                reading = None
+                if request is not None:
+                    running.append(asyncio.create_task(handler(request)))
+                    reading = asyncio.ensure_future(anext(incoming, None))
+            while running and running[0].done():
+                yield running.popleft().result()
+    finally:
+        left = [*running, *([reading] if reading is not None else [])]
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
 
 
 def _deserializer(method: MethodDescriptor) -> Callable[[bytes], message.Message | Malformed]:
@@ -126,16 +179,26 @@ def _unary(name: str, handler: Callable[..., Any], metrics: Metrics) -> Callable
 
 
 def _stream(name: str, handler: Callable[..., Any], metrics: Metrics) -> Callable[..., Any]:
+    """`request` is a message, or the iterator of a stream of them."""
+
     async def call(request: Any, context: Context) -> AsyncIterator[Any]:
         with _Observed(name, request, metrics) as observed:
             try:
                 _check_parsed(request)
-                async for response in handler(request, context):
-                    yield response
+                given = _parsed(request) if isinstance(request, AsyncIterator) else request
+                async with aclosing(handler(given, context)) as responses:
+                    async for response in responses:
+                        yield response
             except Exception as error:
                 await observed.abort(context, error)
 
     return call
+
+
+async def _parsed(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        _check_parsed(request)
+        yield request
 
 
 def _check_parsed(request: Any) -> None:
@@ -148,7 +211,7 @@ class _Observed:
 
     def __init__(self, rpc: str, request: Any, metrics: Metrics) -> None:
         self._rpc, self._metrics = rpc, metrics
-        self._model = getattr(request, "model", "")
+        self._model = getattr(request, "model", "") or getattr(request, "model_name", "")
         self._code = "OK"
 
     def __enter__(self) -> _Observed:
@@ -160,22 +223,26 @@ class _Observed:
             self._code = "CANCELLED"
         self._metrics.observe_call(self._rpc, self._model, self._code, perf_counter() - self._started)
 
-    async def abort(self, context: Context, error: Exception) -> NoReturn:
-        """End the call with the error's status; what is not a `ServerError` is a bug and is logged as one."""
+    def failed(self, error: Exception) -> ServerError:
+        """What the caller is told; an exception that is not a `ServerError` is a bug and is logged as one."""
         if not isinstance(error, ServerError):
             log.exception("%s failed", self._rpc)
             error = Internal(f"{self._rpc} failed: {error!r}")
-        code = STATUS[type(error)]
-        self._code = code.name
-        status = rpc_status.to_status(_status(error, code))
-        await context.abort(code, status.details, status.trailing_metadata)
+        self._code = STATUS[type(error)].name
+        return error
+
+    async def abort(self, context: Context, error: Exception) -> NoReturn:
+        """End the call with the error's status."""
+        status = rpc_status.to_status(_status(self.failed(error)))
+        await context.abort(status.code, status.details, status.trailing_metadata)
         raise AssertionError("abort raises")
 
 
-def _status(error: ServerError, code: grpc.StatusCode) -> status_pb2.Status:
+def _status(error: ServerError) -> status_pb2.Status:
+    text = message_of(error)
     details: list[message.Message] = []
     if isinstance(error, InvalidArgument):
-        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=str(error))
+        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=text)
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if isinstance(error, Overloaded):
         delay = duration_pb2.Duration()
@@ -185,4 +252,10 @@ def _status(error: ServerError, code: grpc.StatusCode) -> status_pb2.Status:
     for detail in details:
         packed.append(AnyMessage())
         packed[-1].Pack(detail)
-    return status_pb2.Status(code=code.value[0], message=str(error), details=packed)
+    return status_pb2.Status(code=STATUS[type(error)].value[0], message=text, details=packed)
+
+
+def message_of(error: ServerError) -> str:
+    """The error's text, cut to what fits in trailers: what came is part of it, and may be of any length."""
+    text = str(error).encode()
+    return text.decode() if len(text) <= MAX_MESSAGE_BYTES else text[:MAX_MESSAGE_BYTES].decode(errors="ignore") + "..."

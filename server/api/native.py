@@ -42,12 +42,14 @@ class Service:
         self.metrics = metrics
         self.config = config
 
-    def job(self, model: Model, seed: int, priority: int, pending: PendingJob, context: Context) -> Job:
-        """An empty job with the call's deadline."""
-        now = perf_counter()
-        left = context.time_remaining()
-        deadline = now + left if left is not None and left < NO_DEADLINE_SECONDS else None
-        return Job(model.key, seed, pending.on_done, priority=priority, deadline=deadline, arrived=now)
+    @property
+    def ready(self) -> bool:
+        """Whether requests are taken."""
+        return self.engine.alive and self.engine.batcher.admission.open
+
+    def job(self, model: Model, seed: int, priority: int, pending: PendingJob, deadline: float | None) -> Job:
+        """A job without rows."""
+        return Job(model.key, seed, pending.on_done, priority=priority, deadline=deadline, arrived=perf_counter())
 
     def timing(self, job: Job) -> pb.Timing:
         self.metrics.observe_job(job)
@@ -59,6 +61,12 @@ class Service:
             steps=job.batches,
             mean_batch_rows=job.batch_rows / max(1, job.batches),
         )
+
+
+def deadline_of(context: Context) -> float | None:
+    """When the call's time is up, on the clock of `perf_counter`; None where it has all the time."""
+    left = context.time_remaining()
+    return perf_counter() + left if left is not None and left < NO_DEADLINE_SECONDS else None
 
 
 class Sampler(Service):
@@ -84,7 +92,7 @@ class Sampler(Service):
         encoding = check_encoding(request.encoding, model.card.image)
         plan = sample_plan(model, request, self.config.limits.max_rows_per_request)
         pending = PendingJob(self.engine)
-        job = self.job(model, check_seed(request), check_priority(request), pending, context)
+        job = self.job(model, check_seed(request), check_priority(request), pending, deadline_of(context))
         job.rows = [Row(job, i, plan.program, label) for i, label in enumerate(plan.labels)]
         job.row_bytes = row_bytes(model.bundle, plan.program)
         return _SampleCall(model, job, pending, encoding, plan.sampler)
@@ -119,14 +127,26 @@ class Scorer(Service):
 
     async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
         model = self.repository.find(request.model, request.version)
-        plans = score_plan(model, request)
         images = decode_images(request.images, model.card.image, self.config.limits.max_rows_per_request)
+        return await self.score(model, images, request, deadline_of(context))
+
+    async def score(
+        self, model: Model, images: Floats, request: pb.ScoreRequest, deadline: float | None
+    ) -> pb.ScoreResponse:
+        """Score images that have been decoded; of the request the rest is read.
+
+        images: (count, channels, height, width) in the model's range.
+
+        Raises:
+            ServerError: a field is wrong, or the job is refused or fails.
+        """
+        plans = score_plan(model, request)
         if len(images) * len(plans) > self.config.limits.max_rows_per_request:
             limit = self.config.limits.max_rows_per_request
             raise InvalidArgument("scales", f"{len(images)} images at {len(plans)} scales, at most {limit} together")
         rate = check_false_alarm_rate(model, request, [name for name, _ in plans])
         pending = PendingJob(self.engine)
-        job = self.job(model, check_seed(request), check_priority(request), pending, context)
+        job = self.job(model, check_seed(request), check_priority(request), pending, deadline)
         flat: Floats = images.reshape(len(images), -1)
         job.rows = [Row(job, i, program, image=image) for _, program in plans for i, image in enumerate(flat)]
         job.row_bytes = row_bytes(model.bundle, plans[0][1])
@@ -167,7 +187,7 @@ class Models(Service):
     """`fewstep.v1.Models`."""
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
-        return pb.ListModelsResponse(models=[_summary(model) for model in self.repository.models.values()])
+        return pb.ListModelsResponse(models=[_summary(model) for model in self.repository.models])
 
     async def DescribeModel(self, request: pb.DescribeModelRequest, context: Context) -> pb.DescribeModelResponse:
         model = self.repository.find(request.model, request.version)
@@ -194,7 +214,7 @@ class Models(Service):
         return pb.GetServerStatusResponse(
             version=__version__,
             engine=self.config.engine,
-            ready=self.engine.alive and batcher.admission.open,
+            ready=self.ready,
             uptime_seconds=perf_counter() - self.engine.started,
             rows_in_flight=batcher.rows_in_flight,
             requests_waiting=batcher.jobs,

@@ -46,8 +46,10 @@ def sample_options(request: pb.SampleRequest) -> SampleOptions:
     )
 
 
-def sample_plan(model: Model, request: pb.SampleRequest, max_rows: int) -> SamplePlan:
+def sample_plan(model: Model, request: pb.SampleRequest, max_rows: int, labels_field: str = "labels") -> SamplePlan:
     """What a sample request asks for.
+
+    labels_field: what the caller knows the labels as.
 
     Raises:
         InvalidArgument, NotFound (labels), FailedPrecondition.
@@ -62,7 +64,7 @@ def sample_plan(model: Model, request: pb.SampleRequest, max_rows: int) -> Sampl
         raise InvalidArgument(error.field, error.message) from None
     except UnsupportedError as error:
         raise FailedPrecondition(str(error)) from None
-    labels = check_labels(model.card, request.labels, count)
+    labels = check_labels(model.card, request.labels, count, labels_field)
     return SamplePlan(options.sampler or model.samplers[0], program, labels)
 
 
@@ -86,7 +88,7 @@ def score_plan(model: Model, request: pb.ScoreRequest) -> list[tuple[str, Progra
     return [(scale.name, score_program(model, scale)) for scale in scales]
 
 
-def check_labels(card: ModelCard, labels: Sequence[int], count: int) -> list[int | None]:
+def check_labels(card: ModelCard, labels: Sequence[int], count: int, field: str) -> list[int | None]:
     """One label a sample; the null label where none are given.
 
     Raises:
@@ -95,15 +97,15 @@ def check_labels(card: ModelCard, labels: Sequence[int], count: int) -> list[int
     """
     if not labels:
         if card.labels is not None and card.labels.null is None:
-            raise FailedPrecondition(f"labels: {card.name} needs a label for each sample")
+            raise FailedPrecondition(f"{field}: {card.name} needs a label for each sample")
         return [None if card.labels is None else card.labels.null] * count
     if card.labels is None:
-        raise FailedPrecondition(f"labels: {card.name} has no labels")
+        raise FailedPrecondition(f"{field}: {card.name} has no labels")
     if len(labels) not in (1, count):
-        raise InvalidArgument("labels", f"must hold 0, 1 or count ({count}) values, got {len(labels)}")
+        raise InvalidArgument(field, f"must hold 0, 1 or count ({count}) values, got {len(labels)}")
     for label in labels:
         if not 0 <= label < card.labels.count:
-            raise NotFound(f"labels: no label {label}; there are 0..{card.labels.count - 1}")
+            raise NotFound(f"{field}: no label {label}; there are 0..{card.labels.count - 1}")
     return list(labels) if len(labels) == count else [labels[0]] * count
 
 

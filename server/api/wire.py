@@ -51,16 +51,19 @@ def _decode_raw(message: pb.Images, spec: ImageSpec, limit: int) -> Floats:
         raise InvalidArgument(
             "images.raw", f"must hold {wanted} bytes for shape {shape} float32, got {len(message.raw)}"
         )
-    images = np.frombuffer(message.raw, dtype="<f4").reshape(shape).astype(np.float32, copy=False)
+    images = np.frombuffer(message.raw, dtype="<f4").reshape(shape).astype(np.float32)  # a copy: torch wants to write
+    check_values(images, spec, "images.raw")
+    return images
+
+
+def check_values(images: Floats, spec: ImageSpec, field: str) -> None:
+    """Raises InvalidArgument, with the field's name, where a value is not finite or out of the model's range."""
     if not np.isfinite(images).all():
-        bad = int(np.argmin(np.isfinite(images).reshape(shape[0], -1).all(1)))
-        raise InvalidArgument("images.raw", f"image {bad} holds a value that is not finite")
+        bad = int(np.argmin(np.isfinite(images).reshape(len(images), -1).all(1)))
+        raise InvalidArgument(field, f"image {bad} holds a value that is not finite")
     low, high = float(images.min()), float(images.max())
     if low < spec.low or high > spec.high:
-        raise InvalidArgument(
-            "images.raw", f"values must be within [{spec.low:g}, {spec.high:g}], got [{low:g}, {high:g}]"
-        )
-    return images
+        raise InvalidArgument(field, f"values must be within [{spec.low:g}, {spec.high:g}], got [{low:g}, {high:g}]")
 
 
 def _decode_png(message: pb.Images, spec: ImageSpec, limit: int) -> Floats:
@@ -80,7 +83,8 @@ def _decode_png(message: pb.Images, spec: ImageSpec, limit: int) -> Floats:
                 raise InvalidArgument(field, f"must be {spec.width}x{spec.height} pixels, got {got}")
             pixels = np.asarray(picture.convert(mode), dtype=np.float32)
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise InvalidArgument(field, f"is not a readable PNG: {error}") from None
+            size = f"{spec.width}x{spec.height}"
+            raise InvalidArgument(field, f"is not a readable PNG of {size} pixels: {error}") from None
         values = pixels * ((spec.high - spec.low) / 255.0) + spec.low
         images[index] = values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
     return images
