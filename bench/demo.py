@@ -28,7 +28,7 @@ from server.client import FewstepClient, SampleOptions, Scores
 
 from .environment import ROOT, Environment, describe_environment
 from .percentiles import percentile
-from .quality import DIFFUSION, VDRME, Method, Quality, measure
+from .quality import DIFFUSION, REQUEST, VDRME, Method, Quality, draw, measure
 from .server_process import ServerFailed, ServerProcess
 
 if TYPE_CHECKING:
@@ -41,8 +41,10 @@ EXPORT_TIMEOUT = 600.0
 STEPS = (4, 8, 10, 20)
 BEST_M = {4: 1.0, 8: 1.0, 10: 0.6, 20: 0.2}
 """iDDIM's best ensemble weight on digits at each number of steps, by `python -m bench quality`."""
-SAMPLES = 1000
-"""For each FD-digits: the fewest that rank samplers (`models.metrics.frechet`), so that a run takes under a minute."""
+SAMPLES, FEWER_SAMPLES = 1000, 500
+"""For each FD-digits. 1000 are the fewest that rank samplers closely (`models.metrics.frechet`)."""
+SAMPLING_SECONDS = 35.0
+"""What drawing them may take in all, so that a run takes under a minute; a slower machine draws the smaller number."""
 SHOWN = 16
 LATENCY_REQUESTS = 30
 SCORED_AT_ONCE = 200
@@ -141,9 +143,22 @@ class Demo:
         vdrme_steps = client.describe(VDRME).accepted_steps if VDRME in names else ()
         self.methods = methods_for(names, vdrme_steps)
         self.scorer = next((model.name for model in models if model.scores), None)
-        self.parts = sum(len(method.steps) for method in self.methods)
+        if not self.methods:
+            raise DemoError(f"the server has neither {DIFFUSION} nor {VDRME}; it has {', '.join(names) or 'no model'}")
 
-    def samplers(self) -> tuple[list[Line], float]:
+    def count(self) -> int:
+        """How many samples to draw for each FD-digits, by the speed of the first method."""
+        self._step("speed of the machine")
+        method = self.methods[0]
+        steps = method.steps[0]
+        draw(self._client, method, steps, REQUEST, SEED)  # warms up
+        started = time.perf_counter()
+        draw(self._client, method, steps, REQUEST, SEED)
+        row_seconds = (time.perf_counter() - started) / (REQUEST * steps)
+        rows = SAMPLES * sum(steps for method in self.methods for steps in method.steps)
+        return SAMPLES if rows * row_seconds <= SAMPLING_SECONDS else FEWER_SAMPLES
+
+    def samplers(self, count: int) -> tuple[list[Line], float]:
         """Latency and FD-digits of every method, and the FD-digits of the test images."""
         from models.metrics.frechet import FrechetDigits  # torch and scikit-learn take seconds to import
 
@@ -154,7 +169,7 @@ class Demo:
                 self._step(f"{method.name}, {steps} steps")
                 p50, p95 = latencies(self._client, method, steps)
                 one = Method(method.name, method.model, method.options, (steps,))
-                quality: Quality = measure(self._client, metric, [one], SAMPLES, SEED)[0]
+                quality: Quality = measure(self._client, metric, [one], count, SEED)[0]
                 lines.append(
                     Line(method.model, method.name, weight_of(method), steps, quality.nfe, p50, p95, quality.frechet)
                 )
@@ -201,10 +216,10 @@ class Demo:
         return results, sets, inside, answer
 
 
-def sampler_table(lines: Sequence[Line], floor: float) -> Table:
+def sampler_table(lines: Sequence[Line], floor: float, count: int) -> Table:
     """What each sampler costs and gives."""
     table = Table(
-        title=f"Samplers (FD-digits of {SAMPLES} samples; the 397 test images: {floor:.1f})", title_justify="left"
+        title=f"Samplers (FD-digits of {count} samples; the 397 test images: {floor:.1f})", title_justify="left"
     )
     for column in ("model", "sampler"):
         table.add_column(column)
@@ -304,7 +319,8 @@ def _run(
     with ServerProcess(repository, options.output / "server.log") as server, FewstepClient(server.address) as client:
         demo = Demo(client, step)
         status = client.status()
-        lines, floor = demo.samplers()
+        count = demo.count()
+        lines, floor = demo.samplers(count)
         groups = demo.pictures(lines)
         scored = demo.scores()
         step("stop of the server")
@@ -316,13 +332,14 @@ def _run(
 
     foot = environment.line()
     title = "Digits by method and number of network evaluations (NFE), the same seed in every row"
-    draw_samples(options.output / "samples.png", groups, title, foot)
-    tables: list[Table | str] = [parity, sampler_table(lines, floor)]
+    what = f"FD: FD-digits of {count} samples; the 397 test images: {floor:.1f}.   {foot}"
+    draw_samples(options.output / "samples.png", groups, title, what)
+    tables: list[Table | str] = [parity, sampler_table(lines, floor, count)]
     written = ["demo.json", "samples.png"]
     document: dict[str, Any] = {
         "environment": environment,
         "server": {"version": status.version, "engine": status.engine, "start_seconds": server.start_seconds},
-        "samples": {"count": SAMPLES, "floor": floor, "methods": lines},
+        "samples": {"count": count, "floor": floor, "methods": lines},
     }
     if scored is not None and demo.scorer is not None:
         results, sets, inside, answer = scored
