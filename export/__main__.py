@@ -17,11 +17,12 @@ from . import ExportError
 from .bundle_writer import Outcome, export_checkpoint
 
 USER_ERROR = 2
+INTERRUPTED = 130
 MEGABYTE = 1e6
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0, or 2 for an error that the message explains."""
+    """Run the command; returns the exit code: 0, 2 for an error that the message explains, 130 when interrupted."""
     options = _parser().parse_args(arguments)
     console, errors = Console(), Console(stderr=True)
     try:
@@ -29,6 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ExportError, BundleError, OSError) as error:
         errors.print(f"export: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return USER_ERROR
+    except KeyboardInterrupt:
+        errors.print("export: interrupted, nothing half written")
+        return INTERRUPTED
     for outcome in outcomes:
         state = "written" if outcome.fresh else "up to date"
         console.print(f"{outcome.bundle.directory}: {state}", markup=False, highlight=False, soft_wrap=True)

@@ -202,6 +202,7 @@ def _details(network: ExportedNetwork) -> dict[str, Any]:
         "nodes": network.nodes,
         "repeated_weight_bytes": network.repeated,
         "seconds": round(network.seconds, 1),
+        "batch_invariance_threads": list(network.threads),
     }
 
 

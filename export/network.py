@@ -29,13 +29,17 @@ Stage = Callable[[str], None]
 
 @dataclass(frozen=True)
 class ExportedNetwork:
-    """The bytes of a graph, its entry in the manifest, and numbers that the manifest keeps beside it."""
+    """The bytes of a graph, its entry in the manifest, and numbers that the manifest keeps beside it.
+
+    threads: the engine settings that batch invariance was measured with.
+    """
 
     data: bytes
     file: GraphFile
     nodes: int
     repeated: int
     seconds: float
+    threads: tuple[int, ...]
 
 
 def thread_counts() -> tuple[int, ...]:
@@ -70,7 +74,8 @@ def export_network(
         graph = to_onnx(program, spec)
         stage("comparing with torch")
         file = f"{name}.onnx"
-        sessions = [OnnxSession(name, spec, graph.data, threads, Path(file)) for threads in thread_counts()]
+        threads = thread_counts()
+        sessions = [OnnxSession(name, spec, graph.data, count, Path(file)) for count in threads]
         bound = bounds[spec.function]
         checks = measure_parity(sessions[0], network, card, spec)
         limit = _largest_traced_batch(program)
@@ -91,7 +96,7 @@ def export_network(
         parity=checks,
         batch_invariant=invariant,
     )
-    return ExportedNetwork(graph.data, entry, graph.nodes, graph.repeated, time.perf_counter() - started)
+    return ExportedNetwork(graph.data, entry, graph.nodes, graph.repeated, time.perf_counter() - started, threads)
 
 
 def _hold_to_bound(checks: tuple[ParityCheck, ...], bound: float) -> None:

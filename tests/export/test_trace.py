@@ -49,11 +49,14 @@ def test_convolution_backward_is_the_adjoint(stride, padding, dilation, groups, 
     """The input gradient g satisfies <g, v> = <y, conv(v)> for every v, which defines it."""
     torch.manual_seed(0)
     axes = len(size)
-    expand = lambda value: list(value) if isinstance(value, tuple) else [value] * axes  # noqa: E731
-    settings = (expand(stride), expand(padding), expand(dilation), transposed, [0] * axes, groups)
+    expanded = [list(value) if isinstance(value, tuple) else [value] * axes for value in (stride, padding, dilation)]
+    settings = (*expanded, transposed, [0] * axes, groups)
     sample = torch.randn(3, 8, *size, dtype=torch.float64)
     weight = torch.randn(8, 4 if transposed else 8 // groups, *[3] * axes, dtype=torch.float64)
-    convolve = lambda value: torch.ops.aten.convolution(value, weight, None, *settings)  # noqa: E731
+
+    def convolve(value):
+        return torch.ops.aten.convolution(value, weight, None, *settings)
+
     upstream = torch.randn_like(convolve(sample))
     gradient, *others = convolution_backward(upstream, sample, weight, None, *settings, [True, False, False])
     assert others == [None, None]
@@ -70,7 +73,10 @@ def test_average_pool_backward_is_the_adjoint(kernel, stride, padding, size):
     """Pooling is linear, so its gradient is the adjoint: <g, v> = <y, pool(v)>."""
     torch.manual_seed(0)
     sample = torch.randn(3, 4, *size, dtype=torch.float64)
-    pool = lambda value: functional.avg_pool2d(value, kernel, stride, padding)  # noqa: E731
+
+    def pool(value):
+        return functional.avg_pool2d(value, kernel, stride, padding)
+
     upstream = torch.randn_like(pool(sample))
     lists = [[value] if isinstance(value, int) else list(value) for value in (kernel, stride, padding)]
     gradient = average_pool_backward(upstream, sample, *lists, False, True, None)
