@@ -187,7 +187,8 @@ def draw_scores(
             if threshold is not None:
                 axes.axvline(threshold, color="0.15", linewidth=1.2, linestyle="--")
             axes.set_title(f"{entry.name}  ({entry.category})")
-            axes.text(0.99, 0.93, entry.note, transform=axes.transAxes, ha="right", va="top", fontsize=9)
+            note = axes.text(0.99, 0.93, entry.note, transform=axes.transAxes, ha="right", va="top", fontsize=9)
+            note.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5})
             axes.set_yticks([])
             axes.set_ylim(top=1.3 * axes.get_ylim()[1])  # room for the note above a bar in the last bin
         for axes in grid.flat[: len(sets)][-columns:]:
