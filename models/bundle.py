@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -22,11 +23,11 @@ from msgspec import Meta, Struct
 MANIFEST = "manifest.json"
 T = TypeVar("T")
 
-Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}\Z")]
 FileName = Annotated[
-    str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+    str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
 ]  # no separator: a file cannot leave its bundle
-Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Positive = Annotated[int, Meta(ge=1)]
 
 
@@ -333,12 +334,24 @@ def load_bundle(directory: Path) -> Bundle:
     """Load a bundle and verify every file of it.
 
     Raises:
-        BundleError: manifest missing or invalid, a file missing or different.
+        BundleError: manifest missing or invalid, a file missing or different, or a link that leaves the bundle.
     """
+    _confine(directory, directory / MANIFEST)
     manifest = decode(directory / MANIFEST, Manifest)
     bundle = Bundle(directory, manifest)
     for name, graph in manifest.graphs.items():
+        _confine(directory, bundle.graph_path(name))
         verify_file(bundle.graph_path(name), graph.sha256)
     for name, module in manifest.card.modules.items():
+        _confine(directory, bundle.weights_path(name))
         verify_file(bundle.weights_path(name), module.sha256)
     return bundle
+
+
+def _confine(directory: Path, path: Path) -> None:
+    """Names hold no separator, so only a symbolic link can lead out; those within the bundle are as good as files.
+
+    The bundle itself may be reached through links: they belong to whoever set up the repository.
+    """
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(directory)):
+        raise BundleError(f"{path}: is a link that leaves the bundle")

@@ -11,7 +11,7 @@ from typing import Any
 
 from . import logs
 from .app import App
-from .config import Config, ConfigError, Limits
+from .config import ClientLimits, Config, ConfigError, Limits, Security
 
 
 def parse(arguments: list[str] | None = None) -> Config:
@@ -26,6 +26,9 @@ def parse(arguments: list[str] | None = None) -> Config:
     parser.add_argument(
         "--metrics-port", type=int, default=8002, help="Prometheus port, 0 for a free one (default: 8002)"
     )
+    parser.add_argument(
+        "--metrics-host", default="127.0.0.1", help="address of the Prometheus port: plain HTTP (default: loopback)"
+    )
     parser.add_argument("--engine", default="onnxruntime", help="onnxruntime (default) or torch")
     parser.add_argument("--threads", type=int, help="threads of the engine (default: one a core)")
     parser.add_argument("--deterministic", action="store_true", help="the same bytes for the same seed in any company")
@@ -37,14 +40,37 @@ def parse(arguments: list[str] | None = None) -> Config:
     for name in Limits.__dataclass_fields__:
         value = getattr(defaults, name)
         limits.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help=f"default: {value:,}")
+    _add_security(parser)
     options = vars(parser.parse_args(arguments))
     try:
+        client = ClientLimits(**{name: options.pop(f"client_{name}") for name in ClientLimits.__dataclass_fields__})
+        names = [name for name in Security.__dataclass_fields__ if name != "client"]
+        security = Security(client=client, **{name: options.pop(name) for name in names})
         bounds = Limits(**{name: options.pop(name) for name in Limits.__dataclass_fields__})
         if options["threads"] is None:
             del options["threads"]
-        return Config(limits=bounds, **options)
+        return Config(limits=bounds, security=security, **options)
     except ConfigError as error:
         parser.error(str(error))
+
+
+def _add_security(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("security (server/SECURITY.md)")
+    group.add_argument("--tls-certificate", type=Path, metavar="FILE", help="PEM chain of this server; turns TLS on")
+    group.add_argument("--tls-key", type=Path, metavar="FILE", help="PEM private key of that certificate")
+    group.add_argument(
+        "--tls-client-ca", type=Path, metavar="FILE", help="clients must show a certificate that this PEM CA signed"
+    )
+    group.add_argument("--tokens", type=Path, metavar="FILE", help="TOML file of the clients that may call")
+    group.add_argument("--insecure", action="store_true", help="allow a --host that is not loopback without TLS")
+    defaults = ClientLimits()
+    group.add_argument(
+        "--client-requests-per-second", type=float, default=defaults.requests_per_second, help="of one client"
+    )
+    group.add_argument("--client-burst", type=float, help="requests of one client at once (default: one second's)")
+    group.add_argument(
+        "--client-rows", type=float, default=defaults.rows, help="rows of one client, in flight and waiting"
+    )
 
 
 async def serve(config: Config) -> int:
@@ -55,7 +81,7 @@ async def serve(config: Config) -> int:
         loop.add_signal_handler(number, stop.set)
     app = App(config)
     await app.start()
-    print(f"ready grpc={config.host}:{app.port} metrics={config.host}:{app.metrics_port}", flush=True)
+    print(f"ready grpc={config.host}:{app.port} metrics={config.metrics_host}:{app.metrics_port}", flush=True)
     stopping: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
     await asyncio.wait((stopping, app.died), return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()

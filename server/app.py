@@ -25,6 +25,8 @@ from .health import Health
 from .loop.engine import Engine
 from .metrics import Metrics
 from .repository import load
+from .security import Gate, exposures
+from .tls import Certificates
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +45,10 @@ class App:
         """Load and warm up the models, then listen, then report SERVING.
 
         Raises:
-            ConfigError: a bad repository, bundle or engine, or a port that is taken.
+            ConfigError: a bad repository, bundle, engine, certificate or tokens file, or a port that is taken.
         """
         config = self.config
+        certificates = Certificates(config.security) if config.security.tls else None
         self._loop = asyncio.get_running_loop()
         self.died: asyncio.Future[BaseException] = self._loop.create_future()
         try:
@@ -57,6 +60,7 @@ class App:
             runners, config.limits, on_step=lambda *step: self.metrics.observe_step(*step), on_death=self._on_death
         )
         self.metrics = Metrics(self.engine.batcher, config.engine)
+        gate = Gate(config.security, self.metrics)
         servicers: dict[ServiceDescriptor, type[Service]] = {
             file.DESCRIPTOR.services_by_name[kind.__name__]: kind
             for file, kinds in ((pb, (Sampler, Scorer, Models)), (oip, (GRPCInferenceService,)))
@@ -69,12 +73,15 @@ class App:
                 ("grpc.max_receive_message_length", config.limits.max_message_bytes),
                 ("grpc.max_send_message_length", config.limits.max_message_bytes),
                 ("grpc.so_reuseport", 0),
+                # Compressed messages are refused: gRPC would unpack one to any size and then look at the bound.
+                ("grpc.compression_enabled_algorithms_bitset", 1 << grpc.Compression.NoCompression),
             ],
+            interceptors=gate.interceptors,
             maximum_concurrent_rpcs=config.limits.max_concurrent_calls,
         )
         self.server.add_generic_rpc_handlers(
             [
-                service_handler(service, kind(repository, self.engine, self.metrics, config), self.metrics)
+                service_handler(service, kind(repository, self.engine, self.metrics, config), self.metrics, gate)
                 for service, kind in servicers.items()
             ]
         )
@@ -86,12 +93,14 @@ class App:
             pool.AddSerializedFile(file.DESCRIPTOR.serialized_pb)
         reflection.enable_server_reflection([*names, health_name, reflection.SERVICE_NAME], self.server, pool)
         await self.health.set(False)
-        self.port = self._bind()
+        self.port = self._bind(certificates)
         self._http, self._http_thread = self._serve_metrics()
         self.metrics_port = self._http.server_port
         self.engine.start()
         await self.server.start()
         await self.health.set(True)
+        for exposure in exposures(config):
+            log.warning("%s", exposure)
         log.info("serving on %s:%d, metrics on %d", config.host, self.port, self.metrics_port)
 
     async def stop(self) -> bool:
@@ -117,10 +126,14 @@ class App:
         self._http_thread.join()
         return drained
 
-    def _bind(self) -> int:
-        address = f"{self.config.host}:{self.config.port}"
+    def _bind(self, certificates: Certificates | None) -> int:
+        host = self.config.host.removeprefix("[").removesuffix("]")
+        address = f"[{host}]:{self.config.port}" if ":" in host else f"{host}:{self.config.port}"
         try:
-            port = self.server.add_insecure_port(address)
+            if certificates is None:
+                port = self.server.add_insecure_port(address)
+            else:
+                port = self.server.add_secure_port(address, certificates.credentials())
         except RuntimeError as error:
             raise ConfigError(f"port: cannot listen on {address}: {error}") from error
         if not port:
@@ -128,12 +141,11 @@ class App:
         return int(port)
 
     def _serve_metrics(self):  # type: ignore[no-untyped-def]
+        host, port = self.config.metrics_host, self.config.metrics_port
         try:
-            return start_http_server(self.config.metrics_port, self.config.host, registry=self.metrics.registry)
+            return start_http_server(port, host, registry=self.metrics.registry)
         except OSError as error:
-            raise ConfigError(
-                f"metrics_port: cannot listen on {self.config.host}:{self.config.metrics_port}: {error}"
-            ) from error
+            raise ConfigError(f"metrics_port: cannot listen on {host}:{port}: {error}") from error
 
     def _on_death(self, error: BaseException) -> None:
         """The engine's thread ended by itself: health tells, and whoever runs the app stops it."""

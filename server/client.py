@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from os import PathLike
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from protos import fewstep_pb2 as pb
 from protos import fewstep_pb2_grpc as rpc
 
+from .client_channel import Credentials, open_channel
 from .client_messages import (
     FewstepError,
     SampleOptions,
@@ -64,24 +66,38 @@ DEFAULT_ADDRESS = "127.0.0.1:8001"
 LARGEST_RESPONSE = 256 * 2**20
 """Bytes: gRPC's own limit of 4 MiB holds 16,384 raw 8x8 images, or 340 of 32x32 in colour."""
 
-_LOOPBACK = ("127.", "localhost:", "[::1]:", "unix:")
-
 
 class FewstepClient:
     """A connection to one server; a context manager, safe to share between threads.
 
     address: HOST:PORT. timeout: seconds that a call may take unless it says otherwise; it travels with
     the request as its deadline, so the server too stops working on it. None waits for ever.
+    tls_ca: PEM file of the CAs that may have signed the server's certificate; tls: trust those that gRPC ships.
+    certificate, key: PEM files, for a server that asks for the client's certificate. token: the bearer token.
+    insecure: allow the token to travel in the clear to another machine.
     Every call raises FewstepError where the server answers with a status other than OK.
+
+    Raises:
+        ValueError: credentials that do not go together (see `open_channel`). OSError: a file cannot be read.
     """
 
-    def __init__(self, address: str = DEFAULT_ADDRESS, *, timeout: float | None = 60.0) -> None:
-        options: list[tuple[str, int]] = [("grpc.max_receive_message_length", LARGEST_RESPONSE)]
-        if address.startswith(_LOOPBACK):  # gRPC would ask the proxy of the environment for this machine's own ports
-            options.append(("grpc.enable_http_proxy", 0))
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        timeout: float | None = 60.0,
+        tls: bool = False,
+        tls_ca: str | PathLike[str] | None = None,
+        certificate: str | PathLike[str] | None = None,
+        key: str | PathLike[str] | None = None,
+        token: str | None = None,
+        insecure: bool = False,
+    ) -> None:
+        credentials = Credentials(tls, tls_ca, certificate, key, token, insecure)
         self.address = address
         self.timeout = timeout
-        self._channel = grpc.insecure_channel(address, options)
+        self._metadata = credentials.metadata()
+        self._channel = open_channel(address, [("grpc.max_receive_message_length", LARGEST_RESPONSE)], credentials)
         self._sampler = rpc.SamplerStub(self._channel)
         self._scorer = rpc.ScorerStub(self._channel)
         self._models = rpc.ModelsStub(self._channel)
@@ -130,7 +146,7 @@ class FewstepClient:
         """
         request = sample_request(model, options)
         timeout = options.get("timeout", self.timeout)
-        call = self._sampler.SampleStream(request, timeout=timeout)
+        call = self._sampler.SampleStream(request, timeout=timeout, metadata=self._metadata)
         try:
             for event in call:
                 if event.WhichOneof("event") == "result":
@@ -212,7 +228,8 @@ class FewstepClient:
 
     def _call(self, method: Any, request: Any, timeout: float | None) -> Any:
         try:
-            return method(request, timeout=self.timeout if timeout is None else timeout)
+            timeout = self.timeout if timeout is None else timeout
+            return method(request, timeout=timeout, metadata=self._metadata)
         except grpc.RpcError as error:
             raise failure(error) from error
 

@@ -2,12 +2,15 @@
 
 Exit codes: 0 done, 1 the server refused or could not be reached, 2 wrong usage or bad input files.
 With --json standard output carries one JSON document and nothing else; everything for people goes to standard error.
+Credentials come from options or, where those are not given, from the environment: FEWSTEP_TLS_CA, FEWSTEP_CERTIFICATE,
+FEWSTEP_KEY and FEWSTEP_TOKEN_FILE name files. A token itself is never an option: every user can read a command line.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -22,6 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from .client import DEFAULT_ADDRESS, FewstepClient, FewstepError, Preview, SampleOptions, Samples
+from .client_channel import read_token
 
 OK, FAILED, USAGE = 0, 1, 2
 PASSED_ON = (
@@ -29,6 +33,13 @@ PASSED_ON = (
     *("step_size", "spacing", "labels", "seed", "encoding", "priority", "version"),
 )
 """Command-line options that go into the request under their own names."""
+CREDENTIAL_FILES = {
+    "tls_ca": "PEM CAs of the server; turns TLS on",
+    "certificate": "PEM certificate of this client",
+    "key": "PEM private key of that certificate",
+    "token_file": "holds the bearer token",
+}
+"""Options that are taken from the environment where they are not given."""
 
 
 class UsageError(ValueError):
@@ -214,14 +225,28 @@ def _parser() -> argparse.ArgumentParser:
         "--timeout", metavar="SECONDS", type=float, default=argparse.SUPPRESS, help="for each call, default 60"
     )
     common.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON on standard output")
+    for name, text in CREDENTIAL_FILES.items():
+        option = f"--{name.replace('_', '-')}"
+        common.add_argument(
+            option, metavar="FILE", default=argparse.SUPPRESS, help=f"{text}, default ${_variable(name)}"
+        )
+    common.add_argument(
+        "--tls", action="store_true", default=argparse.SUPPRESS, help="use TLS, and trust the CAs that gRPC ships"
+    )
+    common.add_argument(
+        "--insecure", action="store_true", default=argparse.SUPPRESS, help="send a token to another machine without TLS"
+    )
     parser = argparse.ArgumentParser(
-        prog="python -m server.client", description="Ask a fewstep server.", parents=[common]
+        prog="python -m server.client",
+        description="Ask a fewstep server.",
+        parents=[common],
+        allow_abbrev=False,  # --token must not stand for --token-file: the token would be printed as a file's name
     )
     commands = parser.add_subparsers(dest="command", required=True)
 
     def add(name: str) -> argparse.ArgumentParser:
         summary = COMMANDS[name].__doc__
-        return commands.add_parser(name, help=summary, description=summary, parents=[common])
+        return commands.add_parser(name, help=summary, description=summary, parents=[common], allow_abbrev=False)
 
     command = add("sample")
     command.add_argument("model")
@@ -262,13 +287,31 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _variable(name: str) -> str:
+    return f"FEWSTEP_{name.upper()}"
+
+
+def _connect(options: argparse.Namespace) -> FewstepClient:
+    return FewstepClient(
+        options.address,
+        timeout=options.timeout,
+        tls=options.tls,
+        tls_ca=options.tls_ca,
+        certificate=options.certificate,
+        key=options.key,
+        token=None if options.token_file is None else read_token(options.token_file),
+        insecure=options.insecure,
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    options = argparse.Namespace(address=DEFAULT_ADDRESS, timeout=60.0, json=False)
+    files = {name: os.environ.get(_variable(name)) or None for name in CREDENTIAL_FILES}
+    options = argparse.Namespace(address=DEFAULT_ADDRESS, timeout=60.0, json=False, tls=False, insecure=False, **files)
     _parser().parse_args(arguments, options)
     output = Output(options.json)
     try:
-        with FewstepClient(options.address, timeout=options.timeout) as client:
+        with _connect(options) as client:
             COMMANDS[options.command](client, options, output)
     except FewstepError as error:
         output.error(error.code.name, error.message)

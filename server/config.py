@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,12 +43,71 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class ClientLimits:
+    """What one client may ask for; `inf` sets no bound of its own, and those of `Limits` hold.
+
+    requests_per_second: in the long run. burst: requests at once, by default those of one second.
+    rows: rows of its requests that have not ended, waiting ones included.
+    """
+
+    requests_per_second: float = math.inf
+    burst: float | None = None
+    rows: float = math.inf
+
+    def __post_init__(self) -> None:
+        if not self.requests_per_second > 0:
+            raise ConfigError(f"requests_per_second must be positive, got {self.requests_per_second}")
+        if self.burst is not None and not self.burst >= 1:
+            raise ConfigError(f"burst must be at least 1, got {self.burst}")
+        if not self.rows >= 1:
+            raise ConfigError(f"rows must be at least 1, got {self.rows}")
+
+
+@dataclass(frozen=True, slots=True)
+class Security:
+    """Who may connect, and how (server/SECURITY.md).
+
+    tls_certificate, tls_key: PEM files; the two together turn TLS on. tls_client_ca: PEM file; with it, clients
+    must show a certificate that it signed. tokens: TOML file of the clients that may call. insecure: allows
+    a host that is not loopback without TLS. client: the limits of each client that the tokens file sets none for,
+    and without such a file of each address.
+    """
+
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    tokens: Path | None = None
+    insecure: bool = False
+    client: ClientLimits = field(default_factory=ClientLimits)
+
+    def __post_init__(self) -> None:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            given, missing = ("certificate", "key") if self.tls_key is None else ("key", "certificate")
+            raise ConfigError(f"tls_{given} needs tls_{missing} beside it")
+        if self.tls_client_ca is not None and not self.tls:
+            raise ConfigError("tls_client_ca needs tls_certificate and tls_key beside it")
+
+    @property
+    def tls(self) -> bool:
+        return self.tls_certificate is not None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach that address; a name other than localhost is taken to be reachable."""
+    try:
+        return ipaddress.ip_address(host.removeprefix("[").removesuffix("]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """What to serve and where. Port 0 takes a free port; threads are the engine's own."""
 
     repository: Path
     host: str = "127.0.0.1"
     port: int = 8001
+    metrics_host: str = "127.0.0.1"
     metrics_port: int = 8002
     engine: str = "onnxruntime"
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)
@@ -54,8 +115,14 @@ class Config:
     drain_seconds: float = 30.0
     log_level: str = "info"
     limits: Limits = field(default_factory=Limits)
+    security: Security = field(default_factory=Security)
 
     def __post_init__(self) -> None:
+        if not (is_loopback(self.host) or self.security.tls or self.security.insecure):
+            raise ConfigError(
+                f"host {self.host!r} is not loopback: give tls_certificate and tls_key,"
+                " or insecure to let everything travel in the clear"
+            )
         for name in ("port", "metrics_port"):
             if not 0 <= getattr(self, name) <= 65535:
                 raise ConfigError(f"{name} must be within 0..65535, got {getattr(self, name)}")

@@ -49,6 +49,17 @@ class Internal(ServerError):
     """A row's state became non-finite, or a network failed."""
 
 
+class Unauthenticated(ServerError):
+    """No or wrong credentials. Nothing is said of what was wrong, nor of what there is."""
+
+    def __init__(self) -> None:
+        super().__init__("valid credentials are required, in the metadata: authorization: Bearer TOKEN")
+
+
+class PermissionDenied(ServerError):
+    """A known client that may not do that."""
+
+
 STATUS: dict[type[ServerError], grpc.StatusCode] = {
     InvalidArgument: grpc.StatusCode.INVALID_ARGUMENT,
     NotFound: grpc.StatusCode.NOT_FOUND,
@@ -58,4 +69,6 @@ STATUS: dict[type[ServerError], grpc.StatusCode] = {
     Cancelled: grpc.StatusCode.CANCELLED,
     Unavailable: grpc.StatusCode.UNAVAILABLE,
     Internal: grpc.StatusCode.INTERNAL,
+    Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
 }

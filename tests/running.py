@@ -19,14 +19,20 @@ from server.config import Config
 class RunningServer:
     """A started server: its app, its port, and one method for every call."""
 
-    def __init__(self, app: App, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, app: App, loop: asyncio.AbstractEventLoop, credentials: grpc.ChannelCredentials | None = None
+    ) -> None:
         self.app = app
         self.loop = loop
         self.address = f"127.0.0.1:{app.port}"
-        self.channel = grpc.insecure_channel(
-            self.address,
-            options=[("grpc.max_receive_message_length", 1 << 28), ("grpc.max_send_message_length", 1 << 28)],
-        )
+        self.channel = self.open_channel(credentials)
+
+    def open_channel(self, credentials: grpc.ChannelCredentials | None = None) -> grpc.Channel:
+        """A channel of its own, with TLS where credentials are given."""
+        options = [("grpc.max_receive_message_length", 1 << 28), ("grpc.max_send_message_length", 1 << 28)]
+        if credentials is None:
+            return grpc.insecure_channel(self.address, options)
+        return grpc.secure_channel(self.address, credentials, options)
 
     def call(self, service: str, method: str, request: Any, response: Any, **kwargs: Any) -> Any:
         """One unary call; `request` may be raw bytes."""
@@ -62,15 +68,17 @@ class RunningServer:
 
 
 @contextmanager
-def running_server(repository: Path, **options: Any) -> Iterator[RunningServer]:
-    """Start a server, yield it, stop it; an error of its own fails the test."""
+def running_server(
+    repository: Path, *, credentials: grpc.ChannelCredentials | None = None, **options: Any
+) -> Iterator[RunningServer]:
+    """Start a server, yield it, stop it; an error of its own fails the test. credentials: of the test's channel."""
     config = Config(repository=repository, port=0, metrics_port=0, **options)
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="server loop", daemon=True)
     thread.start()
     app = App(config)
     asyncio.run_coroutine_threadsafe(app.start(), loop).result(60)
-    server = RunningServer(app, loop)
+    server = RunningServer(app, loop, credentials)
     try:
         yield server
     finally:

@@ -17,9 +17,11 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from ..clients import CLIENT, UNLIMITED
 from ..errors import STATUS, Internal, InvalidArgument, Overloaded, ServerError
 from ..loop.engine import Engine
 from ..metrics import Metrics
+from ..security import Gate
 from ..types import Job, Row
 
 log = logging.getLogger(__name__)
@@ -67,19 +69,21 @@ class PendingJob:
             ServerError: a job was refused, or failed.
         """
         submitted: list[Job] = []
+        rows = sum(len(job.rows) for job in jobs)
         try:
-            for job in jobs:
-                self._engine.submit(job)
-                submitted.append(job)
-            missing = len(jobs)
-            while missing:
-                event = await self._events.get()
-                if isinstance(event, ServerError):
-                    raise event
-                if isinstance(event, Job):
-                    missing -= 1
-                else:
-                    yield event
+            with CLIENT.get(UNLIMITED).holding(rows, self._engine.batcher.admission.drain):
+                for job in jobs:
+                    self._engine.submit(job)
+                    submitted.append(job)
+                missing = len(jobs)
+                while missing:
+                    event = await self._events.get()
+                    if isinstance(event, ServerError):
+                        raise event
+                    if isinstance(event, Job):
+                        missing -= 1
+                    else:
+                        yield event
         finally:
             for job in submitted:
                 if not job.ended:
@@ -91,7 +95,9 @@ class PendingJob:
             pass
 
 
-def service_handler(service: ServiceDescriptor, servicer: object, metrics: Metrics) -> grpc.GenericRpcHandler[Any, Any]:
+def service_handler(
+    service: ServiceDescriptor, servicer: object, metrics: Metrics, gate: Gate
+) -> grpc.GenericRpcHandler[Any, Any]:
     """The gRPC handler of a service: each method is the servicer's coroutine (or async generator) of that name.
 
     Requests that do not parse reach the table too, which the generated code does not give.
@@ -105,7 +111,7 @@ def service_handler(service: ServiceDescriptor, servicer: object, metrics: Metri
     for method in service.methods:
         wrap = _stream if method.server_streaming else _unary
         methods[method.name] = makers[method.client_streaming, method.server_streaming](
-            wrap(method.name, getattr(servicer, method.name), metrics),
+            wrap(f"/{service.full_name}/{method.name}", getattr(servicer, method.name), metrics, gate),
             request_deserializer=_deserializer(method),
             response_serializer=message_factory.GetMessageClass(method.output_type).SerializeToString,
         )
@@ -119,6 +125,7 @@ async def answer(rpc: str, handler: Callable[[Any], Awaitable[Any]], request: An
     """
     with _Observed(rpc, request, metrics) as observed:
         try:
+            CLIENT.get(UNLIMITED).request()
             return await handler(request)
         except Exception as error:
             return observed.failed(error)
@@ -166,10 +173,11 @@ def _deserializer(method: MethodDescriptor) -> Callable[[bytes], message.Message
     return deserialize
 
 
-def _unary(name: str, handler: Callable[..., Any], metrics: Metrics) -> Callable[..., Any]:
+def _unary(path: str, handler: Callable[..., Any], metrics: Metrics, gate: Gate) -> Callable[..., Any]:
     async def call(request: Any, context: Context) -> Any:
-        with _Observed(name, request, metrics) as observed:
+        with _Observed(path.rpartition("/")[2], request, metrics) as observed:
             try:
+                gate.enter(path, context)
                 _check_parsed(request)
                 return await handler(request, context)
             except Exception as error:
@@ -178,12 +186,13 @@ def _unary(name: str, handler: Callable[..., Any], metrics: Metrics) -> Callable
     return call
 
 
-def _stream(name: str, handler: Callable[..., Any], metrics: Metrics) -> Callable[..., Any]:
+def _stream(path: str, handler: Callable[..., Any], metrics: Metrics, gate: Gate) -> Callable[..., Any]:
     """`request` is a message, or the iterator of a stream of them."""
 
     async def call(request: Any, context: Context) -> AsyncIterator[Any]:
-        with _Observed(name, request, metrics) as observed:
+        with _Observed(path.rpartition("/")[2], request, metrics) as observed:
             try:
+                gate.enter(path, context)
                 _check_parsed(request)
                 given = _parsed(request) if isinstance(request, AsyncIterator) else request
                 async with aclosing(handler(given, context)) as responses:
