@@ -28,7 +28,7 @@ from server.client import FewstepClient, SampleOptions, Scores
 
 from .environment import ROOT, Environment, describe_environment
 from .percentiles import percentile
-from .quality import DIFFUSION, REQUEST, VDRME, Method, Quality, draw, measure
+from .quality import DIFFUSION, VDRME, Method, Quality, measure
 from .server_process import ServerFailed, ServerProcess
 
 if TYPE_CHECKING:
@@ -41,10 +41,9 @@ EXPORT_TIMEOUT = 600.0
 STEPS = (4, 8, 10, 20)
 BEST_M = {4: 1.0, 8: 1.0, 10: 0.6, 20: 0.2}
 """iDDIM's best ensemble weight on digits at each number of steps, by `python -m bench quality`."""
-SAMPLES, FEWER_SAMPLES = 1000, 500
-"""For each FD-digits. 1000 are the fewest that rank samplers closely (`models.metrics.frechet`)."""
-SAMPLING_SECONDS = 35.0
-"""What drawing them may take in all, so that a run takes under a minute; a slower machine draws the smaller number."""
+SAMPLES = 500
+"""For each FD-digits: what two cores draw in half a minute. About as many as there are test images, whose figure is
+therefore a fair floor; `python -m bench quality` takes 2000, whose figures are lower (`models.metrics.frechet`)."""
 SHOWN = 16
 LATENCY_REQUESTS = 30
 SCORED_AT_ONCE = 200
@@ -146,19 +145,7 @@ class Demo:
         if not self.methods:
             raise DemoError(f"the server has neither {DIFFUSION} nor {VDRME}; it has {', '.join(names) or 'no model'}")
 
-    def count(self) -> int:
-        """How many samples to draw for each FD-digits, by the speed of the first method."""
-        self._step("speed of the machine")
-        method = self.methods[0]
-        steps = method.steps[0]
-        draw(self._client, method, steps, REQUEST, SEED)  # warms up
-        started = time.perf_counter()
-        draw(self._client, method, steps, REQUEST, SEED)
-        row_seconds = (time.perf_counter() - started) / (REQUEST * steps)
-        rows = SAMPLES * sum(steps for method in self.methods for steps in method.steps)
-        return SAMPLES if rows * row_seconds <= SAMPLING_SECONDS else FEWER_SAMPLES
-
-    def samplers(self, count: int) -> tuple[list[Line], float]:
+    def samplers(self) -> tuple[list[Line], float]:
         """Latency and FD-digits of every method, and the FD-digits of the test images."""
         from models.metrics.frechet import FrechetDigits  # torch and scikit-learn take seconds to import
 
@@ -169,7 +156,7 @@ class Demo:
                 self._step(f"{method.name}, {steps} steps")
                 p50, p95 = latencies(self._client, method, steps)
                 one = Method(method.name, method.model, method.options, (steps,))
-                quality: Quality = measure(self._client, metric, [one], count, SEED)[0]
+                quality: Quality = measure(self._client, metric, [one], SAMPLES, SEED)[0]
                 lines.append(
                     Line(method.model, method.name, weight_of(method), steps, quality.nfe, p50, p95, quality.frechet)
                 )
@@ -216,10 +203,10 @@ class Demo:
         return results, sets, inside, answer
 
 
-def sampler_table(lines: Sequence[Line], floor: float, count: int) -> Table:
+def sampler_table(lines: Sequence[Line], floor: float) -> Table:
     """What each sampler costs and gives."""
     table = Table(
-        title=f"Samplers (FD-digits of {count} samples; the 397 test images: {floor:.1f})", title_justify="left"
+        title=f"Samplers (FD-digits of {SAMPLES} samples; the 397 test images: {floor:.1f})", title_justify="left"
     )
     for column in ("model", "sampler"):
         table.add_column(column)
@@ -319,8 +306,7 @@ def _run(
     with ServerProcess(repository, options.output / "server.log") as server, FewstepClient(server.address) as client:
         demo = Demo(client, step)
         status = client.status()
-        count = demo.count()
-        lines, floor = demo.samplers(count)
+        lines, floor = demo.samplers()
         groups = demo.pictures(lines)
         scored = demo.scores()
         step("stop of the server")
@@ -332,14 +318,14 @@ def _run(
 
     foot = environment.line()
     title = "Digits by method and number of network evaluations (NFE), the same seed in every row"
-    what = f"FD: FD-digits of {count} samples; the 397 test images: {floor:.1f}.   {foot}"
+    what = f"FD: FD-digits of {SAMPLES} samples; the 397 test images: {floor:.1f}.   {foot}"
     draw_samples(options.output / "samples.png", groups, title, what)
-    tables: list[Table | str] = [parity, sampler_table(lines, floor, count)]
+    tables: list[Table | str] = [parity, sampler_table(lines, floor)]
     written = ["demo.json", "samples.png"]
     document: dict[str, Any] = {
         "environment": environment,
         "server": {"version": status.version, "engine": status.engine, "start_seconds": server.start_seconds},
-        "samples": {"count": count, "floor": floor, "methods": lines},
+        "samples": {"count": SAMPLES, "floor": floor, "methods": lines},
     }
     if scored is not None and demo.scorer is not None:
         results, sets, inside, answer = scored
