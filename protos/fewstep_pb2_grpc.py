@@ -240,6 +240,21 @@ class ModelsStub(object):
                 request_serializer=protos_dot_fewstep__pb2.DescribeModelRequest.SerializeToString,
                 response_deserializer=protos_dot_fewstep__pb2.DescribeModelResponse.FromString,
                 _registered_method=True)
+        self.LoadModel = channel.unary_unary(
+                '/fewstep.v1.Models/LoadModel',
+                request_serializer=protos_dot_fewstep__pb2.LoadModelRequest.SerializeToString,
+                response_deserializer=protos_dot_fewstep__pb2.LoadModelResponse.FromString,
+                _registered_method=True)
+        self.UnloadModel = channel.unary_unary(
+                '/fewstep.v1.Models/UnloadModel',
+                request_serializer=protos_dot_fewstep__pb2.UnloadModelRequest.SerializeToString,
+                response_deserializer=protos_dot_fewstep__pb2.UnloadModelResponse.FromString,
+                _registered_method=True)
+        self.ReloadModel = channel.unary_unary(
+                '/fewstep.v1.Models/ReloadModel',
+                request_serializer=protos_dot_fewstep__pb2.ReloadModelRequest.SerializeToString,
+                response_deserializer=protos_dot_fewstep__pb2.ReloadModelResponse.FromString,
+                _registered_method=True)
         self.GetServerStatus = channel.unary_unary(
                 '/fewstep.v1.Models/GetServerStatus',
                 request_serializer=protos_dot_fewstep__pb2.GetServerStatusRequest.SerializeToString,
@@ -263,6 +278,27 @@ class ModelsServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LoadModel(self, request, context):
+        """Loads a bundle from the repository, in the place of a loaded one with its name and version.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnloadModel(self, request, context):
+        """Takes a model out of service and returns when the requests that it had are done.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReloadModel(self, request, context):
+        """Brings a name up to date with the repository: new and changed versions in, vanished ones out.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetServerStatus(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -281,6 +317,21 @@ def add_ModelsServicer_to_server(servicer, server):
                     servicer.DescribeModel,
                     request_deserializer=protos_dot_fewstep__pb2.DescribeModelRequest.FromString,
                     response_serializer=protos_dot_fewstep__pb2.DescribeModelResponse.SerializeToString,
+            ),
+            'LoadModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.LoadModel,
+                    request_deserializer=protos_dot_fewstep__pb2.LoadModelRequest.FromString,
+                    response_serializer=protos_dot_fewstep__pb2.LoadModelResponse.SerializeToString,
+            ),
+            'UnloadModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnloadModel,
+                    request_deserializer=protos_dot_fewstep__pb2.UnloadModelRequest.FromString,
+                    response_serializer=protos_dot_fewstep__pb2.UnloadModelResponse.SerializeToString,
+            ),
+            'ReloadModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReloadModel,
+                    request_deserializer=protos_dot_fewstep__pb2.ReloadModelRequest.FromString,
+                    response_serializer=protos_dot_fewstep__pb2.ReloadModelResponse.SerializeToString,
             ),
             'GetServerStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetServerStatus,
@@ -343,6 +394,87 @@ class Models(object):
             '/fewstep.v1.Models/DescribeModel',
             protos_dot_fewstep__pb2.DescribeModelRequest.SerializeToString,
             protos_dot_fewstep__pb2.DescribeModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoadModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fewstep.v1.Models/LoadModel',
+            protos_dot_fewstep__pb2.LoadModelRequest.SerializeToString,
+            protos_dot_fewstep__pb2.LoadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnloadModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fewstep.v1.Models/UnloadModel',
+            protos_dot_fewstep__pb2.UnloadModelRequest.SerializeToString,
+            protos_dot_fewstep__pb2.UnloadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReloadModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fewstep.v1.Models/ReloadModel',
+            protos_dot_fewstep__pb2.ReloadModelRequest.SerializeToString,
+            protos_dot_fewstep__pb2.ReloadModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

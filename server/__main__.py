@@ -30,10 +30,13 @@ def parse(arguments: list[str] | None = None) -> Config:
         "--metrics-host", default="127.0.0.1", help="address of the Prometheus port: plain HTTP (default: loopback)"
     )
     parser.add_argument("--engine", default="onnxruntime", help="onnxruntime (default) or torch")
-    parser.add_argument("--threads", type=int, help="threads of the engine (default: one a core)")
+    parser.add_argument("--threads", type=int, help="threads of the engine (default: all cores but one)")
     parser.add_argument("--deterministic", action="store_true", help="the same bytes for the same seed in any company")
     parser.add_argument(
         "--drain-seconds", type=float, default=30.0, help="how long a stop waits for requests (default: 30)"
+    )
+    parser.add_argument(
+        "--stall-seconds", type=float, default=60.0, help="a step longer than this is NOT_SERVING (default: 60)"
     )
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     limits = parser.add_argument_group("limits")
@@ -43,7 +46,7 @@ def parse(arguments: list[str] | None = None) -> Config:
     _add_security(parser)
     options = vars(parser.parse_args(arguments))
     try:
-        client = ClientLimits(**{name: options.pop(f"client_{name}") for name in ClientLimits.__dataclass_fields__})
+        client = _client_limits(options)
         names = [name for name in Security.__dataclass_fields__ if name != "client"]
         security = Security(client=client, **{name: options.pop(name) for name in names})
         bounds = Limits(**{name: options.pop(name) for name in Limits.__dataclass_fields__})
@@ -65,12 +68,26 @@ def _add_security(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--insecure", action="store_true", help="allow a --host that is not loopback without TLS")
     defaults = ClientLimits()
     group.add_argument(
-        "--client-requests-per-second", type=float, default=defaults.requests_per_second, help="of one client"
+        "--client-requests-per-second",
+        type=float,
+        default=defaults.requests_per_second,
+        help="of one client (default: no bound)",
     )
     group.add_argument("--client-burst", type=float, help="requests of one client at once (default: one second's)")
     group.add_argument(
-        "--client-rows", type=float, default=defaults.rows, help="rows of one client, in flight and waiting"
+        "--client-rows",
+        type=float,
+        default=defaults.rows,
+        help="rows of one client, in flight and waiting (default: no bound)",
     )
+
+
+def _client_limits(options: dict[str, Any]) -> ClientLimits:
+    """Takes the options out that it is made of."""
+    try:
+        return ClientLimits(**{name: options.pop(f"client_{name}") for name in ClientLimits.__dataclass_fields__})
+    except ConfigError as error:
+        raise ConfigError(f"client_{error}") from None
 
 
 async def serve(config: Config) -> int:

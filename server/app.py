@@ -21,10 +21,10 @@ from .api.calls import service_handler
 from .api.native import Models, Sampler, Scorer, Service
 from .api.oip import GRPCInferenceService
 from .config import Config, ConfigError
-from .health import Health
+from .health import Health, Watchdog
 from .loop.engine import Engine
 from .metrics import Metrics
-from .repository import load
+from .repository import Repository
 from .security import Gate, exposures
 from .tls import Certificates
 
@@ -55,12 +55,13 @@ class App:
             runtime = open_runtime(config.engine, config.threads)
         except (ValueError, ImportError) as error:
             raise ConfigError(f"engine: {error}") from error
-        repository, runners = load(config, runtime)
         self.engine = Engine(
-            runners, config.limits, on_step=lambda *step: self.metrics.observe_step(*step), on_death=self._on_death
+            config.limits, on_step=lambda *step: self.metrics.observe_step(*step), on_death=self._on_death
         )
         self.metrics = Metrics(self.engine.batcher, config.engine)
         gate = Gate(config.security, self.metrics)
+        repository = Repository(config, runtime, self.engine)
+        await asyncio.to_thread(repository.load_all)
         servicers: dict[ServiceDescriptor, type[Service]] = {
             file.DESCRIPTOR.services_by_name[kind.__name__]: kind
             for file, kinds in ((pb, (Sampler, Scorer, Models)), (oip, (GRPCInferenceService,)))
@@ -99,6 +100,7 @@ class App:
         self.engine.start()
         await self.server.start()
         await self.health.set(True)
+        self._watching = asyncio.ensure_future(Watchdog(self.engine, self.health, config.stall_seconds).run())
         for exposure in exposures(config):
             log.warning("%s", exposure)
         log.info("serving on %s:%d, metrics on %d", config.host, self.port, self.metrics_port)
@@ -108,10 +110,11 @@ class App:
 
         1. health says NOT_SERVING, new jobs are refused with UNAVAILABLE;
         2. rows in flight and jobs that wait finish, at most `drain_seconds` long;
-        3. the gRPC server closes (the last answers leave), then the engine, then the metrics page.
+        3. the engine ends, with UNAVAILABLE for what is left; the last answers leave; the metrics page closes.
 
         Returns whether every job finished.
         """
+        self._watching.cancel()
         await self.health.set(False)
         self.engine.close_admission()
         drained = await asyncio.to_thread(self.engine.drain, self.config.drain_seconds)
@@ -148,11 +151,10 @@ class App:
             raise ConfigError(f"metrics_port: cannot listen on {host}:{port}: {error}") from error
 
     def _on_death(self, error: BaseException) -> None:
-        """The engine's thread ended by itself: health tells, and whoever runs the app stops it."""
+        """The engine's thread ended by itself: the watchdog tells, and whoever runs the app stops it."""
 
         def tell() -> None:
             if not self.died.done():
                 self.died.set_result(error)
-                self._dying = asyncio.ensure_future(self.health.set(False))
 
         self._loop.call_soon_threadsafe(tell)

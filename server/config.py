@@ -110,9 +110,10 @@ class Config:
     metrics_host: str = "127.0.0.1"
     metrics_port: int = 8002
     engine: str = "onnxruntime"
-    threads: int = field(default_factory=lambda: os.cpu_count() or 1)
+    threads: int = field(default_factory=lambda: max(1, (os.cpu_count() or 1) - 1))  # one core is gRPC's
     deterministic: bool = False
     drain_seconds: float = 30.0
+    stall_seconds: float = 60.0
     log_level: str = "info"
     limits: Limits = field(default_factory=Limits)
     security: Security = field(default_factory=Security)

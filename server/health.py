@@ -2,12 +2,46 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Sequence
 
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio  # type: ignore[attr-defined]  # the stubs miss it
 
-ServingStatus = health_pb2.HealthCheckResponse.ServingStatus
+from .loop.engine import Engine
+
+log = logging.getLogger(__name__)
+
+
+class Watchdog:
+    """Keeps health true to the engine: NOT_SERVING while its thread is dead or stuck in a step."""
+
+    POLL_SECONDS = 0.5
+
+    def __init__(self, engine: Engine, health: Health, stall_seconds: float) -> None:
+        self._engine = engine
+        self._health = health
+        self._stall_seconds = stall_seconds
+
+    def trouble(self) -> str:
+        """What is wrong with the engine; empty when nothing is."""
+        if not self._engine.alive:
+            return "the engine's thread has ended"
+        if self._engine.step_seconds > self._stall_seconds:
+            return f"a step has been running for more than {self._stall_seconds:g} s"
+        return ""
+
+    async def run(self) -> None:
+        """Watch until cancelled; says why in the log whenever health changes."""
+        before = ""
+        while True:
+            await asyncio.sleep(self.POLL_SECONDS)
+            now = self.trouble()
+            if now != before:
+                log.error("not serving: %s", now) if now else log.warning("serving again")
+                await self._health.set(not now)
+                before = now
 
 
 class Health:

@@ -22,6 +22,7 @@ class Metrics:
 
     def __init__(self, batcher: Batcher, engine: str) -> None:
         self.registry = registry = CollectorRegistry()
+        self._children: dict[tuple[str, str], tuple[Histogram, Histogram, Counter]] = {}
         self.request_seconds = Histogram(
             "fewstep_request_seconds", "Latency of calls.", ("rpc", "model", "code"), buckets=SECONDS, registry=registry
         )
@@ -54,16 +55,26 @@ class Metrics:
         info.labels(__version__, platform.python_version(), engine).set(1)
 
     def observe_step(self, batch: Batch, seconds: float) -> None:
-        """A batch ran; called from the engine's thread."""
+        """A batch ran; called from the engine's thread, which holds the answer up while it is here."""
         name, rows = batch.model.name, batch.network_rows
-        self.step_seconds.labels(name, batch.network).observe(seconds)
-        self.batch_rows.labels(name, batch.network).observe(rows)
-        self.nfe.labels(name).inc(rows)
+        step_seconds, batch_rows, nfe = self._step_children(name, batch.network)
+        step_seconds.observe(seconds)
+        batch_rows.observe(rows)
+        nfe.inc(rows)
         if batch.kind == "langevin":
             self.gradient_passes.labels(name).inc(rows)
         failed = sum(row.failure is not None for row in batch.rows)
         if failed:
             self.diverged.labels(name).inc(failed)
+
+    def _step_children(self, model: str, network: str) -> tuple[Histogram, Histogram, Counter]:
+        """The metrics of one network: looking a child up by its labels costs more than to observe."""
+        children = self._children.get((model, network))
+        if children is None:
+            labels = (model, network)
+            children = (self.step_seconds.labels(*labels), self.batch_rows.labels(*labels), self.nfe.labels(model))
+            self._children[labels] = children
+        return children
 
     def observe_call(self, rpc: str, model: str, code: str, seconds: float) -> None:
         """A call ended. Names that no model has are counted together: a caller cannot grow the metrics."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -10,14 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from export.runtime import Runtime
-from models.bundle import Bundle, BundleError, ModelCard, ScaleSpec, load_bundle
+from export.runtime import EngineError, Runtime
+from models.bundle import MANIFEST, Bundle, BundleError, ModelCard, ScaleSpec, load_bundle, sha256_of
 from models.calibrate import Calibration
 from models.program import Program
 from models.samplers import SampleOptions, available_samplers, compile_sample, compile_score
 
 from .config import Config, ConfigError
-from .errors import NotFound
+from .errors import FailedPrecondition, NotFound
+from .loop.engine import Engine
 from .loop.runner import ModelRunner
 from .types import ModelKey
 
@@ -31,6 +33,7 @@ class Model:
     key: ModelKey
     bundle: Bundle
     calibrations: Mapping[str, Calibration]
+    manifest_sha256: str
     samplers: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -53,8 +56,14 @@ def score_program(model: Model, scale: ScaleSpec) -> Program:
     return compile_score(model.card, scale)
 
 
+def bundle_directories(root: Path) -> list[Path]:
+    """The directories `NAME/VERSION` with a manifest, in order."""
+    found = [d for d in root.glob("*/*") if d.name.isdigit() and (d / MANIFEST).is_file()]
+    return sorted(found, key=lambda d: (d.parent.name, int(d.name)))
+
+
 def find_bundles(root: Path) -> list[Path]:
-    """The bundle directories `NAME/VERSION` under a repository, in order.
+    """As `bundle_directories`, for a server that needs some.
 
     Raises:
         ConfigError: no such directory, or no bundle in it.
@@ -63,17 +72,27 @@ def find_bundles(root: Path) -> list[Path]:
         raise ConfigError(
             f"repository {root} is not a directory; make one with: python -m export CHECKPOINT --repository {root}"
         )
-    found = [d for d in root.glob("*/*") if d.name.isdigit() and (d / "manifest.json").is_file()]
+    found = bundle_directories(root)
     if not found:
         raise ConfigError(f"repository {root} holds no bundle (NAME/VERSION/manifest.json)")
-    return sorted(found, key=lambda d: (d.parent.name, int(d.name)))
+    return found
 
 
 class Repository:
-    """The models that are loaded."""
+    """The models that are loaded, and how they come and go while the server runs.
 
-    def __init__(self, models: Mapping[ModelKey, Model]) -> None:
-        self._models = dict(sorted(models.items()))
+    Loading and warming up happen in the calling thread, beside the engine; only a model that is
+    ready takes the place of another, and what was begun on the old one ends on the old one.
+    `load`, `unload` and `reload` wait for each other; `find` never waits.
+    """
+
+    def __init__(self, config: Config, runtime: Runtime, engine: Engine) -> None:
+        self._config = config
+        self._runtime = runtime
+        self._engine = engine
+        self._changing = threading.Lock()
+        self._models: Mapping[tuple[str, int], Model] = {}
+        self._generation = 0
 
     @property
     def models(self) -> list[Model]:
@@ -86,43 +105,117 @@ class Repository:
         Raises:
             NotFound: there is none; lists what there is.
         """
-        versions = [key.version for key in self._models if key.name == name]
+        models = self._models
+        versions = [number for other, number in models if other == name]
         if not versions:
-            names = ", ".join(sorted({key.name for key in self._models}))
+            names = ", ".join(sorted({other for other, _ in models})) or "none"
             raise NotFound(f"model: no model {name!r}; there are: {names}")
-        model = self._models.get(ModelKey(name, version or max(versions)))
+        model = models.get((name, version or max(versions)))
         if model is None:
             raise NotFound(
                 f"version: model {name} has no version {version}; there are: {', '.join(map(str, versions))}"
             )
         return model
 
+    def load_all(self) -> None:
+        """Load every bundle of the configured repository.
 
-def load(config: Config, runtime: Runtime) -> tuple[Repository, dict[ModelKey, ModelRunner]]:
-    """Load every bundle of the configured repository, and warm its networks up.
+        Raises:
+            ConfigError: no repository, or a bundle that cannot be used (names the file and the field).
+        """
+        with self._changing:
+            for directory in find_bundles(self._config.repository):
+                try:
+                    self._install(directory)
+                except (BundleError, EngineError) as error:
+                    raise ConfigError(str(error)) from error
 
-    Raises:
-        ConfigError: no repository, or a bundle that cannot be used (names the file and the field).
-    """
-    models, runners = {}, {}
-    for directory in find_bundles(config.repository):
+    def load(self, name: str, version: int) -> Model:
+        """Load one bundle from disk, in the place of one with its name and version.
+
+        Raises:
+            NotFound: no such bundle on disk. FailedPrecondition: it cannot be used; what was loaded stays.
+        """
+        with self._changing:
+            return self._try_install(self._directory(name, version))
+
+    def unload(self, name: str, version: int) -> Model:
+        """Take a model out of service; returns when the requests that it had are done.
+
+        Raises:
+            NotFound: it is not loaded.
+        """
+        with self._changing:
+            model = self.find(name, version)
+            self._remove(model)
+            return model
+
+    def reload(self, name: str) -> list[Model]:
+        """Bring one name up to date with the disk: new and changed versions are loaded, vanished ones unloaded.
+
+        Returns the versions that are now loaded.
+
+        Raises:
+            NotFound: neither loaded nor on disk. FailedPrecondition: a bundle cannot be used; what was loaded stays.
+        """
+        with self._changing:
+            found = {int(d.name): d for d in bundle_directories(self._config.repository) if d.parent.name == name}
+            loaded = {version: model for (other, version), model in self._models.items() if other == name}
+            if not found and not loaded:
+                raise NotFound(f"model: no model {name!r}, loaded or on disk")
+            for version, directory in sorted(found.items()):
+                old = loaded.get(version)
+                if old is None or sha256_of(directory / MANIFEST) != old.manifest_sha256:
+                    self._try_install(directory)
+            for version, model in loaded.items():
+                if version not in found:
+                    self._remove(model)
+            return [model for (other, _), model in self._models.items() if other == name]
+
+    # -- with the lock held ------------------------------------------------------------------------
+
+    def _directory(self, name: str, version: int) -> Path:
+        found = {(d.parent.name, int(d.name)): d for d in bundle_directories(self._config.repository)}
+        versions = [number for other, number in found if other == name]
+        directory = found.get((name, version or max(versions, default=0)))
+        if directory is None:
+            raise NotFound(f"model: no bundle {name} version {version or 'any'} on disk")
+        return directory
+
+    def _try_install(self, directory: Path) -> Model:
         try:
-            bundle = load_bundle(directory)
-        except BundleError as error:
-            raise ConfigError(str(error)) from error
-        key = ModelKey(bundle.card.name, bundle.manifest.version)
-        if (directory.parent.name, directory.name) != (key.name, str(key.version)):
-            raise ConfigError(f"{directory} holds {key.name} version {key.version}")
-        sessions = {name: runtime.load(bundle, name) for name in bundle.card.networks}
-        runner = ModelRunner(bundle, sessions, config.limits, fixed_rows=_fixed_rows(config, bundle))
+            return self._install(directory)
+        except (BundleError, EngineError) as error:
+            raise FailedPrecondition(f"model: cannot load it, what was loaded stays: {error}") from error
+
+    def _install(self, directory: Path) -> Model:
+        """Load and warm up a bundle, make it known to the engine, and only then take the old one out."""
+        sha256 = sha256_of(directory / MANIFEST)
+        bundle = load_bundle(directory)
+        name, version = bundle.card.name, bundle.manifest.version
+        if (directory.parent.name, directory.name) != (name, str(version)):
+            raise BundleError(f"{directory} holds {name} version {version}")
+        sessions = {network: self._runtime.load(bundle, network) for network in bundle.card.networks}
+        runner = ModelRunner(bundle, sessions, self._config.limits, fixed_rows=_fixed_rows(self._config, bundle))
         runner.warm_up()
         energy = bundle.card.energy
         scales = energy.scales if energy is not None else ()
         calibrations = {scale.name: Calibration(np.array(scale.calibration)) for scale in scales if scale.calibration}
-        models[key] = Model(key, bundle, calibrations)
-        runners[key] = runner
-        log.info("loaded %s version %d: %s", key.name, key.version, ", ".join(sessions))
-    return Repository(models), runners
+        self._generation += 1
+        model = Model(ModelKey(name, version, self._generation), bundle, calibrations, sha256)
+        self._engine.add_model(model.key, runner)
+        old = self._models.get((name, version))
+        self._models = dict(sorted([*self._models.items(), ((name, version), model)], key=lambda item: item[0]))
+        if old is not None:
+            self._engine.remove_model(old.key)
+        log.info("loaded %s version %d: %s", name, version, ", ".join(sessions))
+        return model
+
+    def _remove(self, model: Model) -> None:
+        place = (model.key.name, model.key.version)
+        self._models = {key: other for key, other in self._models.items() if key != place}
+        self._engine.remove_model(model.key)
+        log.info("unloaded %s version %d", *place)
 
 
 def _fixed_rows(config: Config, bundle: Bundle) -> dict[str, int]:

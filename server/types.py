@@ -12,10 +12,11 @@ from .errors import ServerError
 
 
 class ModelKey(NamedTuple):
-    """A loaded model: name and version."""
+    """A loaded model: name and version, and a number of its own for each time that it was loaded."""
 
     name: str
     version: int
+    generation: int = 0
 
 
 @dataclass(slots=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from time import perf_counter
@@ -207,6 +208,18 @@ class Models(Service):
             calibrated=bool(model.calibrations),
             manifest_json=msgspec.json.encode(model.bundle.manifest).decode(),
         )
+
+    async def LoadModel(self, request: pb.LoadModelRequest, context: Context) -> pb.LoadModelResponse:
+        model = await asyncio.to_thread(self.repository.load, request.model, request.version)
+        return pb.LoadModelResponse(model=_summary(model))
+
+    async def UnloadModel(self, request: pb.UnloadModelRequest, context: Context) -> pb.UnloadModelResponse:
+        model = await asyncio.to_thread(self.repository.unload, request.model, request.version)
+        return pb.UnloadModelResponse(model=_summary(model))
+
+    async def ReloadModel(self, request: pb.ReloadModelRequest, context: Context) -> pb.ReloadModelResponse:
+        models = await asyncio.to_thread(self.repository.reload, request.model)
+        return pb.ReloadModelResponse(models=[_summary(model) for model in models])
 
     async def GetServerStatus(self, request: pb.GetServerStatusRequest, context: Context) -> pb.GetServerStatusResponse:
         batcher = self.engine.batcher

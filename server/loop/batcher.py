@@ -22,11 +22,12 @@ Not thread-safe: the engine calls it under its lock.
 from __future__ import annotations
 
 import heapq
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import ceil
+
+from sortedcontainers import SortedList
 
 from ..config import Limits
 from ..errors import DeadlineExceeded, NotFound, ServerError
@@ -52,8 +53,8 @@ class _Model:
 
     free: list[int]
     capacity: int
-    # (due, order, job), the next one last.
-    waiting: list[tuple[float, int, Job]] = field(default_factory=list)
+    # (due, order, job), the next one first.
+    waiting: SortedList[tuple[float, int, Job]] = field(default_factory=SortedList)
 
     @property
     def in_flight(self) -> int:
@@ -83,6 +84,7 @@ class Batcher:
         self._ready: dict[Group, list[tuple[float, int, Row]]] = {}
         self._device_seconds: dict[tuple[ModelKey, str], float] = {}
         self._costs: dict[tuple[ModelKey, str], StepCost] = {}
+        self._closed: set[ModelKey] = set()
         self._jobs: set[Job] = set()
         self._order = 0
         self.admission = Admission(limits)
@@ -94,11 +96,27 @@ class Batcher:
         """Make a model known, with as many slots as its state pools hold."""
         self._models[key] = _Model(free=list(range(capacity - 1, -1, -1)), capacity=capacity)
 
+    def close_model(self, key: ModelKey) -> None:
+        """Refuse new jobs of a model from now on; those that it has go on."""
+        self._closed.add(key)
+
+    def model_idle(self, key: ModelKey) -> bool:
+        """No job and no row of the model is left."""
+        return self._models[key].in_flight == 0 and all(job.model != key for job in self._jobs)
+
+    def remove_model(self, key: ModelKey) -> None:
+        """Forget an idle model."""
+        del self._models[key]
+        self._closed.discard(key)
+        self._ready = {group: queue for group, queue in self._ready.items() if group[0] != key}
+        self._costs = {network: cost for network, cost in self._costs.items() if network[0] != key}
+        self._device_seconds = {share: spent for share, spent in self._device_seconds.items() if share[0] != key}
+
     def submit(self, job: Job) -> None:
         """Admit a job, or raise what `Admission.check` raises; a refused job leaves no trace."""
         model = self._models.get(job.model)
-        if model is None:
-            raise NotFound(f"model {job.model.name} version {job.model.version} is not loaded")
+        if model is None or job.model in self._closed:
+            raise NotFound(f"model {job.model.name} version {job.model.version} is not loaded any more")
         now = self._clock()
         width = min(model.capacity, model.in_flight + len(job.rows)) * job.rows[0].network_rows
         run = self._run_seconds(job, width)
@@ -106,13 +124,13 @@ class Batcher:
             job.latest_start = job.deadline - run
         job.order = self._next_order()
         entry = (self._due(job, now), job.order, job)
-        place = bisect_left(model.waiting, (-entry[0], -entry[1]), key=lambda other: (-other[0], -other[1]))
-        self.admission.check(job, now, self._wait_seconds(model, job, len(model.waiting) - place) + run)
+        ahead = model.waiting.bisect_left(entry)
+        self.admission.check(job, now, self._wait_seconds(model, job, ahead) + run)
         self.admission.enter(job)
         job.remaining = len(job.rows)
         self._jobs.add(job)
         self.counters.jobs += 1
-        model.waiting.insert(place, entry)
+        model.waiting.add(entry)
         # Now, not at the next schedule: a row that arrives while a batch runs comes before the rows of that batch.
         self._fill_slots(model)
 
@@ -170,9 +188,9 @@ class Batcher:
     def _fill_slots(self, model: _Model) -> None:
         """Give free slots to the rows that wait, by priority and then by arrival."""
         while model.waiting and model.free:
-            job = model.waiting[-1][2]
+            job = model.waiting[0][2]
             if not job.waiting:
-                model.waiting.pop()
+                model.waiting.pop(0)
                 continue
             row = job.rows[job.admitted]
             row.slot = model.free.pop()
@@ -313,9 +331,8 @@ class Batcher:
         cost = self._costs.get(network)
         if cost is None or not network_rows:
             return 0.0
-        fixed, per_row = cost.fit
         batches = ceil(network_rows / self._batch_limit(network))
-        return fixed * batches + per_row * network_rows
+        return batches * cost.seconds(network_rows / batches)
 
     def _run_seconds(self, job: Job, network_rows: int) -> float:
         """Predicted seconds of a job once its rows have slots: one round a line, beside the other kinds at work."""

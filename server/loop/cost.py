@@ -12,10 +12,12 @@ class StepCost:
     def __init__(self, memory: float = 50.0) -> None:
         self._keep = 1.0 - 1.0 / memory
         self._weight = self._n = self._t = self._nn = self._nt = 0.0
+        self._widest = 0
 
     def record(self, rows: int, seconds: float) -> None:
         """A batch of `rows` network rows took `seconds`."""
         keep = self._keep
+        self._widest = max(self._widest, rows)
         self._weight = self._weight * keep + 1.0
         self._n = self._n * keep + rows
         self._t = self._t * keep + seconds
@@ -37,10 +39,14 @@ class StepCost:
         fixed = t - per_row * n
         return (fixed, per_row) if fixed >= 0.0 else (0.0, t / n)
 
-    def seconds(self, rows: int) -> float:
-        """Predicted seconds of a batch."""
+    def seconds(self, rows: float) -> float:
+        """Predicted seconds of a batch; one wider than any that ran is taken to cost what the widest does.
+
+        So that a prediction errs on the low side, and a request is not refused on the word of a few
+        small batches, from which the cost of a row in a large one cannot be told.
+        """
         fixed, per_row = self.fit
-        return fixed + per_row * rows
+        return fixed + per_row * min(rows, self._widest)
 
     def rows_within(self, seconds: float) -> int:
         """How many rows are predicted to run within `seconds` (possibly 0 or huge)."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from time import perf_counter
 
 from ..config import Limits
 from ..errors import Cancelled, Internal, ServerError, Unavailable
 from ..types import Batch, Job, ModelKey
 from .batcher import Batcher
-from .runner import ModelRunner
+from .runner import ModelRunner, NetworkError
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,6 @@ class Engine:
 
     def __init__(
         self,
-        runners: Mapping[ModelKey, ModelRunner],
         limits: Limits,
         *,
         clock: Callable[[], float] = perf_counter,
@@ -31,25 +30,44 @@ class Engine:
         on_death: Callable[[BaseException], None] | None = None,
     ) -> None:
         """on_step is told of every batch and its seconds; on_death of an error that ended the loop itself."""
-        self._runners = dict(runners)
+        self._runners: dict[ModelKey, ModelRunner] = {}
         self._clock = clock
         self._on_step = on_step
         self._on_death = on_death
         self._changed = threading.Condition()
         self._stopping = False
+        self._step_began: float | None = None
         self.started = 0.0
         self.batcher = Batcher(limits, clock)
-        for key, runner in self._runners.items():
-            self.batcher.add_model(key, runner.capacity)
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
 
     def start(self) -> None:
         self.started = self._clock()
         self._thread.start()
 
+    def add_model(self, key: ModelKey, runner: ModelRunner) -> None:
+        """Make a warmed-up model known; jobs for it may be submitted from now on."""
+        with self._changed:
+            self._runners[key] = runner
+            self.batcher.add_model(key, runner.capacity)
+
+    def remove_model(self, key: ModelKey) -> None:
+        """Refuse new jobs of a model, wait for those that it has, and forget it."""
+        with self._changed:
+            self.batcher.close_model(key)
+            self._changed.wait_for(lambda: self.batcher.model_idle(key) or not self.alive)
+            self.batcher.remove_model(key)
+            del self._runners[key]
+
     @property
     def alive(self) -> bool:
         return self._thread.is_alive()
+
+    @property
+    def step_seconds(self) -> float:
+        """How long the running step has been going on; 0 between steps."""
+        began = self._step_began
+        return 0.0 if began is None else self._clock() - began
 
     def submit(self, job: Job) -> None:
         """Queue a job.
@@ -97,8 +115,9 @@ class Engine:
                 batch = self._next_batch()
                 if batch is None:
                     break
-                started = self._clock()
+                self._step_began = started = self._clock()
                 self._run(batch)
+                self._step_began = None
                 self._complete(batch, self._clock() - started)
         except BaseException as error:
             # Nothing below may end the loop quietly: whatever does is a bug, and callers must not hang on it.
@@ -117,7 +136,7 @@ class Engine:
                     return None
                 batch, ended = self.batcher.schedule()
                 if batch is None and not ended:
-                    self._changed.notify_all()  # drain() waits for idleness
+                    self._changed.notify_all()
                     self._changed.wait()
                     continue
             self._finish(ended)
@@ -125,20 +144,34 @@ class Engine:
                 return batch
 
     def _run(self, batch: Batch) -> None:
-        """Run a batch; an exception of the network is the failure of its rows, not of the loop."""
+        """Run a batch. What fails is a failure of its rows, not of the loop."""
         try:
-            self._runners[batch.model].run(batch)
+            self._run_or_split(batch)
         except Exception as error:
-            log.exception("network %s of %s failed on %d rows", batch.network, batch.model, len(batch.rows))
+            log.exception("a step of %s failed on %d rows", batch.model, len(batch.rows))
             for row in batch.rows:
-                row.failure = row.failure or Internal(f"network {batch.network} failed: {error}")
+                row.failure = row.failure or Internal(f"the step failed: {error}")
         for row in batch.rows:
             if row.job.on_preview is not None and row.preview is not None and not row.job.ended:
                 row.job.on_preview(row)
 
+    def _run_or_split(self, batch: Batch) -> None:
+        """Run a batch; where the network fails, e.g. out of memory, run its halves, down to the rows that do it."""
+        try:
+            self._runners[batch.model].run(batch)
+        except NetworkError as error:
+            middle = len(batch.rows) // 2
+            log.warning("%s on %d rows%s", error, len(batch.rows), "; trying halves" if middle else "")
+            if not middle:
+                batch.rows[0].failure = Internal(str(error))
+                return
+            for rows in (batch.rows[:middle], batch.rows[middle:]):
+                self._run_or_split(batch._replace(rows=rows))
+
     def _complete(self, batch: Batch, seconds: float) -> None:
         with self._changed:
             ended = self.batcher.complete(batch, seconds)
+            self._changed.notify_all()  # drain() and remove_model() wait for idleness
         self._finish(ended)
         if self._on_step is not None:
             self._on_step(batch, seconds)

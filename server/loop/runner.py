@@ -46,6 +46,10 @@ def _elements(bundle: Bundle) -> int:
     return int(np.prod(bundle.card.image.shape))
 
 
+class NetworkError(Exception):
+    """The engine failed on a batch; no state has been changed, so its rows may be tried again."""
+
+
 class ModelRunner:
     """One loaded model: its sessions and its state pools. Used by the engine's thread alone."""
 
@@ -73,7 +77,11 @@ class ModelRunner:
                 self._sessions[name].run(inputs)
 
     def run(self, batch: Batch) -> None:
-        """Take every row of the batch one line further; sets `state`, `energy`, `preview`, `failure` on the rows."""
+        """Take every row of the batch one line further; sets `state`, `energy`, `preview`, `failure` on the rows.
+
+        Raises:
+            NetworkError: the network could not be run.
+        """
         rows = batch.rows
         noises = self._draw(batch)
         self._start([row for row in rows if row.line == 0], noises)
@@ -178,7 +186,11 @@ class ModelRunner:
         fixed = self._fixed_rows.get(batch.network)
         if fixed is not None:
             inputs = {name: _pad(tensor, fixed) for name, tensor in inputs.items()}
-        return tuple(output[: len(order)] for output in self._sessions[batch.network].run(inputs))
+        try:
+            outputs = self._sessions[batch.network].run(inputs)
+        except Exception as error:
+            raise NetworkError(f"network {batch.network} failed: {error}") from error
+        return tuple(output[: len(order)] for output in outputs)
 
     def _ensemble(self, rows: list[Row], slots: Tensor, output: Tensor, noises: _Noises) -> tuple[Tensor, Tensor]:
         """The new states and the predictions."""

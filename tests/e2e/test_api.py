@@ -104,11 +104,6 @@ BAD = {
     "score a scale twice": (score(scales=["t0", "t0"]), "INVALID_ARGUMENT", "scales"),
     "false alarm rate 0": (score(false_alarm_rate=0.0), "INVALID_ARGUMENT", "false_alarm_rate"),
     "false alarm rate 1.5": (score(false_alarm_rate=1.5), "INVALID_ARGUMENT", "false_alarm_rate"),
-    "langevin divergence": (
-        sample(model="digits-vdrme", sampler="langevin", steps=30, step_size=1e30),
-        "INTERNAL",
-        "non-finite at step",
-    ),
 }
 
 
@@ -218,7 +213,7 @@ def test_a_stream_shows_every_step_and_then_the_result(server: RunningServer):
 def test_models_are_listed_and_described(server: RunningServer):
     """List and describe tell samplers, accepted steps, scales and the manifest with its parity report."""
     listed = server.call("Models", "ListModels", pb.ListModelsRequest(), pb.ListModelsResponse).models
-    assert [model.name for model in listed] == ["digits-ddpm", "digits-vdrme"]
+    assert {model.name for model in listed} == {"digits-ddpm", "digits-vdrme"}
     vdrme = server.call(
         "Models", "DescribeModel", pb.DescribeModelRequest(model="digits-vdrme"), pb.DescribeModelResponse
     )

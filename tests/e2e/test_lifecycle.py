@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,11 +13,14 @@ import time
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from protos import fewstep_pb2 as pb
 
 from ..conftest import ROOT
+from ..running import running_server
 
 
 def start(repository: Path, *options: str) -> tuple[subprocess.Popen, str]:
@@ -143,10 +148,6 @@ def test_serving_imports_neither_diffusers_nor_an_exporter(repository: Path):
 
 def test_the_engine_thread_never_dies_silently(repository: Path):
     """If the loop itself fails, callers get INTERNAL, health turns NOT_SERVING, and new calls are refused."""
-    from grpc_health.v1 import health_pb2, health_pb2_grpc
-
-    from ..running import running_server
-
     with running_server(repository) as server:
         server.sample(pb.SampleRequest(model="digits-ddpm", steps=1))
 
@@ -166,3 +167,183 @@ def test_the_engine_thread_never_dies_silently(repository: Path):
         with pytest.raises(grpc.RpcError) as caught:
             server.sample(pb.SampleRequest(model="digits-ddpm", steps=1))
         assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+
+
+def manage(server, method: str, **fields):
+    request = getattr(pb, f"{method}Request")(**fields)
+    return server.call("Models", method, request, getattr(pb, f"{method}Response"), timeout=60)
+
+
+@pytest.fixture
+def own_repository(repository: Path, tmp_path: Path) -> Path:
+    """A repository of the test's own, with digits-ddpm in it."""
+    shutil.copytree(repository / "digits-ddpm", tmp_path / "digits-ddpm")
+    return tmp_path
+
+
+def test_models_come_and_go_without_dropping_a_request(own_repository: Path):
+    """While requests run without pause, a version is added, reloaded and unloaded; every request is answered."""
+    name = "digits-ddpm"
+    with running_server(own_repository) as server:
+        stop, answered, failures = threading.Event(), [], []
+
+        def ask() -> None:
+            while not stop.is_set():
+                try:
+                    answered.append(server.sample(pb.SampleRequest(model=name, steps=4, count=3, seed=1)))
+                except grpc.RpcError as error:
+                    failures.append(error)
+
+        askers = [threading.Thread(target=ask) for _ in range(4)]
+        for asker in askers:
+            asker.start()
+        source = next((own_repository / name).iterdir())
+        first = int(source.name)
+        manifest = json.loads((source / "manifest.json").read_text())
+        target = own_repository / name / str(first + 1)
+        shutil.copytree(source, target)
+        (target / "manifest.json").write_text(json.dumps(manifest | {"version": first + 1}))
+        assert {m.version for m in manage(server, "ReloadModel", model=name).models} == {first, first + 1}
+        assert manage(server, "LoadModel", model=name, version=first + 1).model.version == first + 1
+        assert manage(server, "UnloadModel", model=name, version=first).model.version == first
+        shutil.rmtree(source)
+        assert [m.version for m in manage(server, "ReloadModel", model=name).models] == [first + 1]
+        stop.set()
+        for asker in askers:
+            asker.join(30)
+        assert not failures
+        assert {response.version for response in answered} <= {first, first + 1}
+        assert len({response.images.raw for response in answered}) <= 2
+        assert server.sample(pb.SampleRequest(model=name, steps=1)).version == first + 1
+        with pytest.raises(grpc.RpcError) as gone:
+            server.sample(pb.SampleRequest(model=name, version=first, steps=1))
+        assert gone.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+def test_a_failed_reload_keeps_what_was_loaded(own_repository: Path):
+    """A corrupt new version is refused by name, and the old one goes on serving."""
+    name = "digits-ddpm"
+    source = next((own_repository / name).iterdir())
+    target = own_repository / name / str(int(source.name) + 1)
+    with running_server(own_repository) as server:
+        shutil.copytree(source, target)
+        text = (target / "manifest.json").read_text()
+        (target / "manifest.json").write_text(json.dumps(json.loads(text) | {"version": int(target.name)}))
+        graph = next(target.glob("*.onnx"))
+        graph.write_bytes(graph.read_bytes()[:-1])
+        with pytest.raises(grpc.RpcError) as refused:
+            manage(server, "ReloadModel", model=name)
+        assert refused.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+        assert graph.name in refused.value.details()
+        assert server.sample(pb.SampleRequest(model=name, steps=1)).version == int(source.name)
+
+
+def test_unknown_models_cannot_be_loaded_or_unloaded(own_repository: Path):
+    """NOT_FOUND for names and versions that are neither on disk nor loaded; paths are not names."""
+    with running_server(own_repository) as server:
+        for method, fields in (
+            ("LoadModel", {"model": "nope"}),
+            ("LoadModel", {"model": "digits-ddpm", "version": 99}),
+            ("LoadModel", {"model": "../digits-ddpm"}),
+            ("UnloadModel", {"model": "nope"}),
+            ("ReloadModel", {"model": "nope"}),
+        ):
+            with pytest.raises(grpc.RpcError) as caught:
+                manage(server, method, **fields)
+            assert caught.value.code() == grpc.StatusCode.NOT_FOUND, method
+
+
+def test_a_stuck_step_turns_health_and_a_recovered_one_turns_it_back(own_repository: Path):
+    """While a network hangs health says NOT_SERVING; when it returns, SERVING, and the request is answered."""
+    with running_server(own_repository, stall_seconds=0.2) as server:
+        health = health_pb2_grpc.HealthStub(server.channel)
+
+        def wait_for(status: int) -> None:
+            deadline = time.monotonic() + 10
+            while health.Check(health_pb2.HealthCheckRequest()).status != status:
+                assert time.monotonic() < deadline
+                threading.Event().wait(0.05)
+
+        (runner,) = server.app.engine._runners.values()
+        session, go_on = runner._sessions["denoiser"], threading.Event()
+
+        class Stuck:
+            def run(self, inputs):
+                go_on.wait(20)
+                return session.run(inputs)
+
+        runner._sessions = {"denoiser": Stuck()}
+        waiting = server.later(pb.SampleRequest(model="digits-ddpm", steps=1))
+        wait_for(health_pb2.HealthCheckResponse.NOT_SERVING)
+        go_on.set()
+        wait_for(health_pb2.HealthCheckResponse.SERVING)
+        assert len(waiting.result().images.raw) == 256
+
+
+def test_a_row_that_turns_non_finite_is_named_and_its_neighbours_are_unharmed(own_repository: Path):
+    """NaN for one row ends its request INTERNAL with the step; the others are what they are alone."""
+    model, sampler = "digits-ddpm", "ddim"
+    good = [pb.SampleRequest(model=model, sampler=sampler, steps=8, count=3, labels=[2], seed=i) for i in range(5)]
+    with running_server(own_repository) as server:
+        alone = [np.frombuffer(server.sample(request).images.raw, "<f4") for request in good]
+        (runner,) = server.app.engine._runners.values()
+        session = runner._sessions["denoiser"]
+
+        class Poisoned:
+            def run(self, inputs):
+                (output,) = session.run(inputs)
+                late = (inputs["label"] == 6) & (inputs["time"] < 300)
+                return (output.masked_fill(late.reshape(-1, 1, 1, 1), float("nan")),)
+
+        runner._sessions = {"denoiser": Poisoned()}
+        answers = [server.later(request) for request in good]
+        bad = server.later(pb.SampleRequest(model="digits-ddpm", sampler="ddim", steps=8, count=2, labels=[6]))
+        assert bad.exception().code() == grpc.StatusCode.INTERNAL
+        assert "non-finite at step 5 of 8" in bad.exception().details()
+        for wanted, answer in zip(alone, answers, strict=True):
+            assert np.abs(np.frombuffer(answer.result().images.raw, "<f4") - wanted).max() <= 1e-5
+
+
+class Flaky:
+    """A session that fails on batches above a size, or on rows with a chosen label."""
+
+    def __init__(self, session, *, largest: int = 1000, poison: int = -1) -> None:
+        self.session, self.largest, self.poison = session, largest, poison
+        self.failures = 0
+
+    def run(self, inputs):
+        if len(inputs["sample"]) > self.largest or (inputs["label"] == self.poison).any():
+            self.failures += 1
+            raise RuntimeError("out of memory")
+        return self.session.run(inputs)
+
+
+def with_flaky_engine(server, **options) -> Flaky:
+    (runner,) = server.app.engine._runners.values()
+    flaky = Flaky(runner._sessions["denoiser"], **options)
+    runner._sessions = {"denoiser": flaky}
+    return flaky
+
+
+def test_a_batch_that_is_too_large_is_split_and_nothing_is_lost(own_repository: Path):
+    """If the engine fails on wide batches, halves are tried: the answer is what it is without the failure."""
+    request = pb.SampleRequest(model="digits-ddpm", sampler="ddim", steps=6, count=24, seed=9, eta=0.5)
+    with running_server(own_repository) as server:
+        wanted = np.frombuffer(server.sample(request).images.raw, "<f4")
+        flaky = with_flaky_engine(server, largest=5)
+        got = np.frombuffer(server.sample(request).images.raw, "<f4")
+        assert flaky.failures >= 6
+        assert np.abs(got - wanted).max() <= 1e-5
+
+
+def test_a_row_that_breaks_the_network_fails_alone(own_repository: Path):
+    """A request on which the network raises ends INTERNAL; those that shared its batches are answered."""
+    with running_server(own_repository) as server:
+        with_flaky_engine(server, poison=6)
+        good = [
+            server.later(pb.SampleRequest(model="digits-ddpm", steps=8, count=4, labels=[2], seed=i)) for i in range(6)
+        ]
+        bad = server.later(pb.SampleRequest(model="digits-ddpm", steps=8, labels=[6]))
+        assert bad.exception().code() == grpc.StatusCode.INTERNAL
+        assert "out of memory" in bad.exception().details()
+        assert all(len(future.result().images.raw) == 4 * 256 for future in good)

@@ -93,7 +93,7 @@ def test_the_torch_engine_returns_it_too(repository: Path):
 def offline_energy(pictures: np.ndarray, scale: int, seed: int = 0) -> np.ndarray:
     card, networks = offline("digits-vdrme")
     program = compile_score(card, card.energy.scales[scale])
-    result = run(program, card, networks, seed=seed, count=len(pictures), images=torch.from_numpy(pictures))
+    result = run(program, card, networks, seed=seed, count=len(pictures), images=torch.tensor(pictures))
     return result.energy.numpy() * card.energy.sign * card.energy.scale
 
 
@@ -114,8 +114,11 @@ def crowd(server: RunningServer, seed: int, others: int) -> dict[str, np.ndarray
     with ThreadPoolExecutor(len(CASES) + others) as pool:
         futures = {name: pool.submit(server.sample, request(name, seed=100)) for name in CASES}
         names = [rng.choice(list(CASES)) for _ in range(others)]
+        # Three labels need a count of three.
+        counts = [3 if len(CASES[name].get("labels", ())) == 3 else rng.randint(1, 4) for name in names]
         extra = [
-            pool.submit(server.sample, request(n, seed=rng.getrandbits(60), count=rng.randint(1, 4))) for n in names
+            pool.submit(server.sample, request(n, seed=rng.getrandbits(60), count=c))
+            for n, c in zip(names, counts, strict=True)
         ]
         for future in extra:
             future.result()

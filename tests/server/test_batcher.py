@@ -289,6 +289,14 @@ def test_step_cost_recovers_a_line():
     assert cost.seconds(10) == pytest.approx(0.01, rel=0.02)
 
 
+def test_a_few_small_batches_refuse_nothing():
+    """After one slow batch of one row, a wide job with a deadline is still taken: its cost cannot be told yet."""
+    world = World()
+    world.submit(1)
+    world.step(seconds=0.01)
+    world.submit(100, rows=48, deadline=world.now + 10.0)
+
+
 def test_drain_rate_forgets():
     """The rate follows what happened lately."""
     rate = DrainRate(half_life=1.0)
