@@ -244,9 +244,15 @@ def run_load(
 
 def show(result: LoadResult, console: Console) -> None:
     """Print a run as a table."""
-    table = Table(title="latency from the scheduled arrival, ms", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title="latency from the scheduled arrival, ms",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     table.add_column("kind", no_wrap=True)
-    for column in ("sent", "ok", "p50", "p90", "p99", "max", "queue", "comp.", "rows"):
+    for column in ("sent", "ok", "p50", "p90", "p99", "max", "queue", "compute", "rows"):
         table.add_column(column, justify="right")
     for kind in result.kinds:
         times = (*kind.latency.values(), kind.queue_seconds, kind.compute_seconds)
@@ -256,7 +262,7 @@ def show(result: LoadResult, console: Console) -> None:
             "-" if math.isnan(kind.batch_rows) else f"{kind.batch_rows:.1f}",
         )
     console.print(table)
-    console.print("queue, comp.: on the server, mean; rows: in the batches that the requests rode in, mean")
+    console.print("means: queue and compute on the server, rows in the batches ridden in")
     console.print(f"offered {result.offered:.1f} requests/s, achieved {result.achieved:.1f}")
     console.print(f"sent late by p50 {1e3 * result.lag['p50']:.2f} ms, p99 {1e3 * result.lag['p99']:.2f} ms")
     for network, ran in result.batches.items():
