@@ -27,7 +27,7 @@ from rich.table import Table
 
 from protos import fewstep_pb2 as pb
 from server.client import FewstepClient, ModelDescription
-from server.client_messages import sample_request, score_request
+from server.client.messages import sample_request, score_request
 
 from .environment import describe_environment
 from .mix import Kind, parse_mix, resolve

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
-from server.client_images import to_pixels
+from server.client.images import to_pixels
 
 from .percentiles import percentiles
 

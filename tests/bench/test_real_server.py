@@ -13,7 +13,7 @@ import pytest
 from bench.load import DEFAULT_MIX, LoadPlan, run_load
 from models.data import load_digits_split
 from server.client import FewstepClient, FewstepError, Preview, Samples
-from server.client_cli import main
+from server.client.cli import main
 from tests.running import RunningServer
 
 

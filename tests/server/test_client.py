@@ -15,8 +15,8 @@ from PIL import Image
 
 from protos import fewstep_pb2 as pb
 from server.client import FewstepClient, FewstepError, Preview, Samples
-from server.client_cli import main
-from server.client_images import GAP, GAP_COLOUR, ImageFileError, from_pixels, grid, read_images, to_pixels
+from server.client.cli import main
+from server.client.images import GAP, GAP_COLOUR, ImageFileError, from_pixels, grid, read_images, to_pixels
 from tests.bench.fake_server import SHAPE, FakeServer, fake_server, images_for
 
 ROOT = Path(__file__).parents[2]
@@ -209,7 +209,7 @@ def test_the_client_is_light(fake: FakeServer, tmp_path: Path) -> None:
     """A process that asks for pictures loads neither torch, nor an engine, nor the models, and stays below 120 MiB."""
     script = (
         "import sys\n"
-        "from server.client_cli import main\n"
+        "from server.client.cli import main\n"
         f"code = main(['--address', '{fake.address}', 'sample', 'toy', '--output', sys.argv[1]])\n"
         "banned = {'torch', 'onnxruntime', 'matplotlib', 'scipy', 'models', 'kernels', 'export'}\n"
         "peak = next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM'))\n"

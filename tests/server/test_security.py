@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from export.runtime import EngineError, open_runtime
 from models.bundle import BundleError, load_bundle, sha256_of
 from server.client import FewstepClient
-from server.client_channel import Credentials, read_token
+from server.client.channel import Credentials, read_token
 from server.clients import CLIENT, Addresses, Client, address_of
 from server.config import ClientLimits, Config, ConfigError, Security
 from server.errors import InvalidArgument, Overloaded, PermissionDenied, Unauthenticated

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from protos import fewstep_pb2 as pb
 from protos import fewstep_pb2_grpc as rpc
 
-from .client_channel import Credentials, open_channel
-from .client_messages import (
+from .channel import Credentials, open_channel
+from .messages import (
     FewstepError,
     SampleOptions,
     failure,
@@ -36,7 +36,7 @@ from .client_messages import (
     summary_of,
     timing_of,
 )
-from .client_types import (
+from .types import (
     ModelDescription,
     ModelSummary,
     Preview,
@@ -249,7 +249,7 @@ class FewstepClient:
 
     def _images(self, images: pb.Images, model: str, version: int) -> NDArray[np.float32]:
         if images.encoding == pb.PNG:
-            from .client_images import decode_png, from_pixels
+            from .images import decode_png, from_pixels
 
             key = (model, version)
             if key not in self._ranges:
@@ -261,11 +261,3 @@ class FewstepClient:
             message = f"the server sent {len(images.raw)} bytes of images of shape {list(images.shape)}"
             raise FewstepError(grpc.StatusCode.DATA_LOSS, message)
         return np.frombuffer(images.raw, dtype="<f4").reshape(images.shape).astype(np.float32)
-
-
-if __name__ == "__main__":
-    import sys
-
-    from server.client_cli import main
-
-    sys.exit(main())

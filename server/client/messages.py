@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from protos import fewstep_pb2 as pb
 
-from .client_types import ModelSummary, ScaleScores, Timing
+from .types import ModelSummary, ScaleScores, Timing
 
 _ENCODINGS: Mapping[str, pb.Encoding] = {"raw": pb.RAW, "png": pb.PNG}
 

@@ -24,8 +24,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from .client import DEFAULT_ADDRESS, FewstepClient, FewstepError, Preview, SampleOptions, Samples
-from .client_channel import read_token
+from . import DEFAULT_ADDRESS, FewstepClient, FewstepError, Preview, SampleOptions, Samples
+from .channel import read_token
 
 OK, FAILED, USAGE = 0, 1, 2
 PASSED_ON = (
@@ -96,7 +96,7 @@ def sample(client: FewstepClient, arguments: argparse.Namespace, output: Output)
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, samples.images)
     else:
-        from .client_images import grid, to_pixels, write_png
+        from .images import grid, to_pixels, write_png
 
         described = client.describe(samples.model, version=samples.version)
         write_png(
@@ -136,7 +136,7 @@ def _streamed(client: FewstepClient, model: str, options: SampleOptions, output:
 
 def score(client: FewstepClient, arguments: argparse.Namespace, output: Output) -> None:
     """Score image files and print energy, percentile, p-value and decision of each."""
-    from .client_images import read_images
+    from .images import read_images
 
     described = client.describe(arguments.model, version=arguments.version)
     names: list[str] = []
