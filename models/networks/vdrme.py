@@ -65,14 +65,15 @@ def noise_deviation(time: Tensor) -> Tensor:
 
 
 class Energy(nn.Module):
-    """The multiscale energy E(x, t, label) in units per pixel, low where the data of that noise scale is.
+    """The multiscale energy E(x, t) in units per pixel, low where the data of that noise scale is.
 
     The downward half of the denoising U-Net with a head on its features (A.3.1: the same backbone for generator and
     energy, initialised from the DDPM, last layer at zero). Its attention is left out: it has no second derivative on
     the CPU, which the gradient penalty needs. Activations are smooth, since the gradient drives Langevin dynamics.
-    Under the null label the energy is the marginal one.
+    It knows no labels: with labels, E learned what tells a class from the others, and the samples of a label
+    shrank to its prototype.
 
-    unet: configuration of the U-Net, with labels. width: units of the head.
+    unet: configuration of the U-Net, without labels. width: units of the head.
     """
 
     def __init__(self, unet: Mapping[str, Any], width: int = 128) -> None:
@@ -81,7 +82,6 @@ class Energy(nn.Module):
         self.conv_in = backbone.conv_in
         self.time_proj = backbone.time_proj
         self.time_embedding = backbone.time_embedding
-        self.class_embedding = backbone.class_embedding
         self.down_blocks = backbone.down_blocks
         self.mid_resnets = backbone.mid_block.resnets
         channels, side = unet["block_out_channels"], int(unet["sample_size"])
@@ -92,9 +92,9 @@ class Energy(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, sample: Tensor, time: Tensor, label: Tensor) -> Tensor:
-        """Energies (B,) of images (B, channels, side, side) at the noise scales `time` (B,) under labels (B,) int64."""
-        embedding = self.time_embedding(self.time_proj(time)) + self.class_embedding(label)
+    def forward(self, sample: Tensor, time: Tensor) -> Tensor:
+        """Energies (B,) of images (B, channels, side, side) at the noise scales `time` (B,)."""
+        embedding = self.time_embedding(self.time_proj(time))
         hidden = self.conv_in(sample)
         skips = []
         for block in self.down_blocks:
