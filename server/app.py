@@ -58,7 +58,9 @@ class App:
         self.engine = Engine(
             config.limits, on_step=lambda *step: self.metrics.observe_step(*step), on_death=self._on_death
         )
-        self.metrics = Metrics(self.engine.batcher, config.engine)
+        self.metrics = Metrics(
+            self.engine.batcher, config.engine, lambda name: repository.has(name.removesuffix(".score"))
+        )
         gate = Gate(config.security, self.metrics)
         repository = Repository(config, runtime, self.engine)
         await asyncio.to_thread(repository.load_all)
@@ -122,12 +124,12 @@ class App:
             log.warning(
                 "stopping with %d requests unfinished after %g s", self.engine.batcher.jobs, self.config.drain_seconds
             )
-        await asyncio.to_thread(self.engine.stop)
+        stopped = await asyncio.to_thread(self.engine.stop)
         await self.server.stop(STOP_GRACE_SECONDS)
         self._http.shutdown()
         self._http.server_close()
         self._http_thread.join()
-        return drained
+        return drained and stopped
 
     def _bind(self, certificates: Certificates | None) -> int:
         host = self.config.host.removeprefix("[").removesuffix("]")

@@ -20,7 +20,9 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 class Metrics:
     """All metrics of one server."""
 
-    def __init__(self, batcher: Batcher, engine: str) -> None:
+    def __init__(self, batcher: Batcher, engine: str, is_model: Callable[[str], bool] = lambda name: False) -> None:
+        """is_model: whether a name that a caller gave is one of a loaded model; others do not become labels."""
+        self._is_model = is_model
         self.registry = registry = CollectorRegistry()
         self._children: dict[tuple[str, str], tuple[Histogram, Histogram, Counter]] = {}
         self.request_seconds = Histogram(
@@ -78,8 +80,7 @@ class Metrics:
 
     def observe_call(self, rpc: str, model: str, code: str, seconds: float) -> None:
         """A call ended. Names that no model has are counted together: a caller cannot grow the metrics."""
-        known = model if code != "NOT_FOUND" and code != "INVALID_ARGUMENT" else ""
-        self.request_seconds.labels(rpc, known, code).observe(seconds)
+        self.request_seconds.labels(rpc, model if self._is_model(model) else "", code).observe(seconds)
 
     def observe_energies(self, model: str, scale: str, energies: Iterable[float]) -> None:
         histogram = self.energy.labels(model, scale)

@@ -99,6 +99,10 @@ class Repository:
         """The loaded models, by name and version."""
         return list(self._models.values())
 
+    def has(self, name: str) -> bool:
+        """Whether any version of a model is loaded."""
+        return any(other == name for other, _ in self._models)
+
     def find(self, name: str, version: int) -> Model:
         """A model by name and version; version 0 is the newest.
 

@@ -25,7 +25,8 @@ class Row:
 
     sample: keys the row's noise, with the job's seed. label: None where the model takes none.
     image: the caller's image, `(elements,)` float32, where the program starts from it.
-    state, energy, preview, failure: filled in by the runner as the row's program goes on.
+    state, energy, preview, failure, history (the predictions, where the program weights them): filled
+    in by the runner as the row's program goes on.
     """
 
     job: Job
@@ -35,11 +36,11 @@ class Row:
     image: Any = None
     line: int = 0
     slot: int = -1
-    order: int = 0
     state: Any = None
     energy: float | None = None
     preview: Any = None
     failure: ServerError | None = None
+    history: list[Any] = field(default_factory=list)
 
     @property
     def current(self) -> Line:
@@ -83,6 +84,7 @@ class Job:
     ended: bool = False
     order: int = 0
     row_bytes: int = 0
+    entry: tuple[float, int, Job] | None = None
 
     @property
     def waiting(self) -> int:

@@ -74,6 +74,11 @@ class Admission:
             message = f"{self.waiting_rows} rows wait, at most {self._limits.max_waiting_rows} may"
             raise Overloaded(message, self.drain.retry_seconds(self.waiting_rows))
         size = rows * job.row_bytes
+        if size > self._limits.max_waiting_bytes:
+            bound = self._limits.max_waiting_bytes
+            raise InvalidArgument(
+                "count", f"{rows} rows of {job.row_bytes} bytes asked for, at most {bound} bytes a request"
+            )
         if self.waiting_bytes + size > self._limits.max_waiting_bytes:
             message = f"{self.waiting_bytes} bytes wait, {size} more would pass {self._limits.max_waiting_bytes}"
             raise Overloaded(message, self.drain.retry_seconds(self.waiting_rows))

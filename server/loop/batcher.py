@@ -53,6 +53,7 @@ class _Model:
 
     free: list[int]
     capacity: int
+    bytes_in_flight: int = 0
     # (due, order, job), the next one first.
     waiting: SortedList[tuple[float, int, Job]] = field(default_factory=SortedList)
 
@@ -86,6 +87,7 @@ class Batcher:
         self._costs: dict[tuple[ModelKey, str], StepCost] = {}
         self._closed: set[ModelKey] = set()
         self._jobs: set[Job] = set()
+        self._deadlines: SortedList[tuple[float, int, Job]] = SortedList()
         self._order = 0
         self.admission = Admission(limits)
         self.counters = Counters()
@@ -123,7 +125,7 @@ class Batcher:
         if job.deadline is not None:
             job.latest_start = job.deadline - run
         job.order = self._next_order()
-        entry = (self._due(job, now), job.order, job)
+        job.entry = entry = (self._due(job, now), job.order, job)
         ahead = model.waiting.bisect_left(entry)
         self.admission.check(job, now, self._wait_seconds(model, job, ahead) + run)
         self.admission.enter(job)
@@ -131,6 +133,8 @@ class Batcher:
         self._jobs.add(job)
         self.counters.jobs += 1
         model.waiting.add(entry)
+        if job.deadline is not None:
+            self._deadlines.add((job.deadline, job.order, job))
         # Now, not at the next schedule: a row that arrives while a batch runs comes before the rows of that batch.
         self._fill_slots(model)
 
@@ -158,7 +162,8 @@ class Batcher:
     @property
     def rows_in_flight(self) -> int:
         """Rows that hold a slot."""
-        return sum(model.in_flight for model in self._models.values())
+        # A copy: metrics read this from their own threads while models come and go.
+        return sum(model.in_flight for model in list(self._models.values()))
 
     def open_jobs(self) -> list[Job]:
         """The jobs that have not ended."""
@@ -170,6 +175,7 @@ class Batcher:
         """The next batch, or None when nothing can run; and the jobs that turned out to be late."""
         ended: list[tuple[Job, ServerError]] = []
         now = self._clock()
+        self._end_late(now, ended)
         while True:
             for model in self._models.values():
                 self._fill_slots(model)
@@ -192,11 +198,21 @@ class Batcher:
             if not job.waiting:
                 model.waiting.pop(0)
                 continue
+            # The pools are bounded by their slots; what a row holds beyond them, e.g. predictions, counts here.
+            if model.bytes_in_flight and model.bytes_in_flight + job.row_bytes > self._limits.state_bytes:
+                return
             row = job.rows[job.admitted]
             row.slot = model.free.pop()
+            model.bytes_in_flight += job.row_bytes
             job.admitted += 1
             self.admission.leave(job, 1)
             self._enqueue(row)
+
+    def _end_late(self, now: float, ended: list[tuple[Job, ServerError]]) -> None:
+        """End the jobs whose deadline has passed, those that still wait for slots included."""
+        while self._deadlines and self._deadlines[0][0] <= now:
+            job = self._deadlines[0][2]
+            ended.append((job, self._end(job, DeadlineExceeded("the deadline passed between two steps"), "late")))
 
     def _next_group(self) -> Group | None:
         """The queue whose model and kind have had the least device time; of equals, the one due first."""
@@ -242,15 +258,12 @@ class Batcher:
             return True
         if job.deadline is None:
             return False
-        if job.deadline > now:
-            network = (job.model, row.current.network)
-            width = min(self._models[job.model].in_flight, self._batch_limit(network))
-            left = len(row.program.lines) - row.line
-            if job.deadline >= now + left * self._round_seconds(network, width):
-                return False
-            error = DeadlineExceeded(f"{left} steps are left, and the deadline comes before they can be taken")
-        else:
-            error = DeadlineExceeded("the deadline passed between two steps")
+        network = (job.model, row.current.network)
+        width = min(self._models[job.model].in_flight, self._batch_limit(network))
+        left = len(row.program.lines) - row.line
+        if job.deadline >= now + left * self._round_seconds(network, width):
+            return False
+        error = DeadlineExceeded(f"{left} steps are left, and the deadline comes before they can be taken")
         ended.append((job, self._end(job, error, "late")))
         return True
 
@@ -284,8 +297,7 @@ class Batcher:
                 self._free(row)
                 job.remaining -= 1
                 if job.remaining == 0:
-                    self._jobs.discard(job)
-                    job.ended = True
+                    self._forget(job)
                     self.counters.left("finished", len(job.rows))
                     done.append((job, None))
             else:
@@ -301,9 +313,17 @@ class Batcher:
         self.counters.left(reason, job.remaining)
         self.admission.leave(job, job.waiting)
         del job.rows[job.admitted :]
-        self._jobs.discard(job)
-        job.ended = True
+        self._forget(job)
         return error
+
+    def _forget(self, job: Job) -> None:
+        """Mark a job as ended and drop every reference to it but those of its rows in flight."""
+        job.ended = True
+        self._jobs.discard(job)
+        if job.entry is not None:
+            self._models[job.model].waiting.discard(job.entry)
+        if job.deadline is not None:
+            self._deadlines.discard((job.deadline, job.order, job))
 
     def _enqueue(self, row: Row) -> None:
         line = row.current
@@ -348,7 +368,9 @@ class Batcher:
         return self.admission.drain.seconds(missing) if missing > 0 else 0.0
 
     def _free(self, row: Row) -> None:
-        self._models[row.job.model].free.append(row.slot)
+        model = self._models[row.job.model]
+        model.free.append(row.slot)
+        model.bytes_in_flight -= row.job.row_bytes
         row.slot = -1
 
     def _next_order(self) -> int:

@@ -15,6 +15,9 @@ from .runner import ModelRunner, NetworkError
 
 log = logging.getLogger(__name__)
 
+STOP_SECONDS = 10.0
+"""How long a stop waits for the running step."""
+
 StepObserver = Callable[[Batch, float], None]
 
 
@@ -36,6 +39,7 @@ class Engine:
         self._on_death = on_death
         self._changed = threading.Condition()
         self._stopping = False
+        self._ended = False
         self._step_began: float | None = None
         self.started = 0.0
         self.batcher = Batcher(limits, clock)
@@ -55,13 +59,13 @@ class Engine:
         """Refuse new jobs of a model, wait for those that it has, and forget it."""
         with self._changed:
             self.batcher.close_model(key)
-            self._changed.wait_for(lambda: self.batcher.model_idle(key) or not self.alive)
+            self._changed.wait_for(lambda: self.batcher.model_idle(key) or self._ended)
             self.batcher.remove_model(key)
             del self._runners[key]
 
     @property
     def alive(self) -> bool:
-        return self._thread.is_alive()
+        return self._thread.is_alive() and not self._ended
 
     @property
     def step_seconds(self) -> float:
@@ -96,15 +100,22 @@ class Engine:
     def drain(self, seconds: float) -> bool:
         """Wait until no job is left, at most `seconds`. Returns whether that was reached."""
         with self._changed:
-            return self._changed.wait_for(lambda: self.batcher.idle or not self.alive, timeout=seconds)
+            return self._changed.wait_for(lambda: self.batcher.idle or self._ended, timeout=seconds) and not self._ended
 
-    def stop(self) -> None:
-        """End the loop after the running step; jobs that are left end with Unavailable."""
+    def stop(self) -> bool:
+        """End the loop after the running step; jobs that are left end with Unavailable.
+
+        Returns False when that step hangs: its thread is left behind.
+        """
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
         if self._thread.ident is not None:
-            self._thread.join()
+            self._thread.join(STOP_SECONDS)
+        if self._thread.is_alive():
+            log.error("the running step did not end within %g s of the stop", STOP_SECONDS)
+            self._abandon(Unavailable("the server stopped in the midst of a step"))
+        return not self._thread.is_alive()
 
     # -- the loop -------------------------------------------------------------------------------
 
@@ -153,7 +164,8 @@ class Engine:
                 row.failure = row.failure or Internal(f"the step failed: {error}")
         for row in batch.rows:
             if row.job.on_preview is not None and row.preview is not None and not row.job.ended:
-                row.job.on_preview(row)
+                _tell(row.job.on_preview, row)
+            row.preview = None
 
     def _run_or_split(self, batch: Batch) -> None:
         """Run a batch; where the network fails, e.g. out of memory, run its halves, down to the rows that do it."""
@@ -174,11 +186,11 @@ class Engine:
             self._changed.notify_all()  # drain() and remove_model() wait for idleness
         self._finish(ended)
         if self._on_step is not None:
-            self._on_step(batch, seconds)
+            _tell(self._on_step, batch, seconds)
 
     def _abandon(self, reason: ServerError) -> None:
         with self._changed:
-            self._stopping = True
+            self._stopping = self._ended = True
             left = [job for job in self.batcher.open_jobs() if self.batcher.end(job, reason, "failed")]
             self._changed.notify_all()
         self._finish([(job, reason) for job in left])
@@ -186,4 +198,12 @@ class Engine:
     @staticmethod
     def _finish(ended: list[tuple[Job, ServerError]] | list[tuple[Job, ServerError | None]]) -> None:
         for job, error in ended:
-            job.on_done(job, error)
+            _tell(job.on_done, job, error)
+
+
+def _tell(callback: Callable[..., None], *arguments: object) -> None:
+    """Call back; what a listener raises is its own trouble, and neither the loop's nor the other listeners'."""
+    try:
+        callback(*arguments)
+    except Exception:
+        log.exception("a callback of the engine failed")

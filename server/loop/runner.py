@@ -26,8 +26,8 @@ FLOAT_BYTES = 4
 
 
 def slot_bytes(bundle: Bundle) -> int:
-    """Bytes of one row's slot: its state and its anchor."""
-    return 2 * FLOAT_BYTES * _elements(bundle)
+    """Bytes of one row's slot: its state, its anchor and its accumulator."""
+    return 3 * FLOAT_BYTES * _elements(bundle)
 
 
 def slots_of(bundle: Bundle, limits: Limits) -> int:
@@ -67,7 +67,6 @@ class ModelRunner:
         self._state = torch.zeros(self.capacity, self._elements)
         self._anchor = torch.zeros(self.capacity, self._elements)
         self._accumulator: Tensor | None = None
-        self._history: dict[int, list[Tensor]] = {}
 
     def warm_up(self, rows: tuple[int, ...] = (1, 2)) -> None:
         """Run every network once at a few batch sizes, so that the first request pays for no set-up."""
@@ -108,8 +107,6 @@ class ModelRunner:
                 row.state = states[index].numpy().copy()
             if row.sample == 0 and row.job.on_preview is not None:
                 row.preview = previews[index].numpy().copy()
-            if row.last or row.failure is not None:
-                self._history.pop(row.slot, None)
 
     def _record_energies(self, rows: list[Row], energies: Tensor) -> None:
         for row, energy in zip(rows, energies.tolist(), strict=True):
@@ -158,7 +155,9 @@ class ModelRunner:
             self._anchor[slot] = x
             if program.uses_accumulator:
                 self._accumulators()[slot] = x
-            self._history.pop(slot, None)
+            elif self._accumulator is not None:
+                # Its coefficient is 0 for this row, but what another row left there may be NaN.
+                self._accumulator[slot] = 0.0
 
     def _accumulators(self) -> Tensor:
         if self._accumulator is None:
@@ -213,7 +212,7 @@ class ModelRunner:
         )
         for index, row in enumerate(rows):
             if row.program.keeps_history and not row.last:
-                self._history.setdefault(row.slot, []).append(prediction[index].clone())
+                row.history.append(prediction[index].clone())
         return states, prediction
 
     def _langevin(self, rows: list[Row], slots: Tensor, output: Tensor, noises: _Noises) -> Tensor:
@@ -228,7 +227,7 @@ class ModelRunner:
             return None
         total = torch.zeros(len(rows), self._elements)
         for index, row in enumerate(rows):
-            for weight, before in zip(row.current.history, self._history.get(row.slot, ()), strict=False):
+            for weight, before in zip(row.current.history, row.history, strict=False):
                 total[index] += weight * before
         return total
 

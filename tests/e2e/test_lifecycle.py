@@ -18,6 +18,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from protos import fewstep_pb2 as pb
+from server.config import Limits
 
 from ..conftest import ROOT
 from ..running import running_server
@@ -176,8 +177,9 @@ def manage(server, method: str, **fields):
 
 @pytest.fixture
 def own_repository(repository: Path, tmp_path: Path) -> Path:
-    """A repository of the test's own, with digits-ddpm in it."""
-    shutil.copytree(repository / "digits-ddpm", tmp_path / "digits-ddpm")
+    """A repository of the test's own, with the newest digits-ddpm in it."""
+    newest = max((repository / "digits-ddpm").iterdir(), key=lambda directory: int(directory.name))
+    shutil.copytree(newest, tmp_path / "digits-ddpm" / newest.name)
     return tmp_path
 
 
@@ -347,3 +349,19 @@ def test_a_row_that_breaks_the_network_fails_alone(own_repository: Path):
         assert bad.exception().code() == grpc.StatusCode.INTERNAL
         assert "out of memory" in bad.exception().details()
         assert all(len(future.result().images.raw) == 4 * 256 for future in good)
+
+
+def test_what_a_row_leaves_in_its_slot_does_not_reach_the_next(own_repository: Path):
+    """A row that went NaN with an accumulator leaves nothing behind: rows that reuse its slot are what they were."""
+    plain = pb.SampleRequest(model="digits-ddpm", sampler="ddim", steps=4, seed=3)
+    keeper = pb.SampleRequest(model="digits-ddpm", sampler="iddim", form="accumulator", steps=8, seed=4, labels=[2])
+    with running_server(own_repository, limits=Limits(max_rows_in_flight=2)) as server:
+        wanted = np.frombuffer(server.sample(plain).images.raw, "<f4")
+        (runner,) = server.app.engine._runners.values()
+        server.sample(keeper)
+        runner._accumulator.fill_(float("nan"))
+        beside = server.later(keeper)
+        answers = [server.later(plain) for _ in range(6)]
+        for answer in answers:
+            assert np.abs(np.frombuffer(answer.result().images.raw, "<f4") - wanted).max() <= 1e-5
+        assert np.isfinite(np.frombuffer(beside.result().images.raw, "<f4")).all()

@@ -217,6 +217,50 @@ def test_a_late_job_leaves_at_the_next_step():
     assert world.ended[fine] is None
 
 
+def test_a_job_that_waits_for_a_slot_ends_at_its_deadline():
+    """A deadline that passes while a job waits for a slot ends it at the next step, not when its turn comes."""
+    world = World(capacity=1)
+    world.submit(100)
+    waiting = world.submit(1, deadline=1.5)
+    world.step()
+    world.step()
+    world.step()
+    assert isinstance(world.ended[waiting], DeadlineExceeded)
+    assert world.batcher.admission.waiting_rows == 0
+
+
+def test_what_has_ended_is_not_kept():
+    """Cancelled and finished jobs, deadlines or not, leave nothing in the queues behind a busy slot."""
+    world = World(capacity=1, max_waiting_rows=10**6)
+    world.submit(1000)
+    for i in range(1000):
+        job = world.submit(1, deadline=1e9 if i % 2 else None)
+        world.batcher.end(job, Unavailable("gone"), "cancelled")
+    done = world.submit(1, model=OTHER, deadline=1e9)
+    while done not in world.ended:
+        world.step()
+    assert len(world.batcher._models[MODEL].waiting) <= 1
+    assert len(world.batcher._deadlines) == 0
+    assert world.batcher.jobs == 1
+
+
+def test_state_in_flight_is_bounded_in_bytes():
+    """Rows that hold more than their slot, e.g. predictions, take slots only within the byte budget; one always may."""
+    world = World(capacity=100, state_bytes=40)
+    world.submit(2, rows=12)
+    assert world.batcher.rows_in_flight == 5
+    world.run()
+    small = World(capacity=100, state_bytes=1)
+    small.submit(1, rows=3)
+    assert len(small.run()) == 3
+
+
+def test_a_request_that_could_never_wait_is_a_bad_request():
+    """A job larger than the whole byte budget is refused for good, not told to retry."""
+    with pytest.raises(InvalidArgument, match="bytes"):
+        World(max_waiting_bytes=100).submit(1, rows=20)
+
+
 def test_an_expired_request_is_not_admitted():
     """A deadline in the past is refused, and leaves no trace."""
     world = World()
