@@ -1,0 +1,63 @@
+"""The README's commands and its Python work as written, against a real server."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from .conftest import ROOT
+from .running import RunningServer
+
+TEXT = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", TEXT, flags=re.DOTALL)
+COMMANDS = [line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines() if line]
+
+
+def run(command: list[str], cwd) -> str:
+    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, f"{shlex.join(command)}\n{result.stdout}\n{result.stderr}"
+    return result.stdout
+
+
+def test_make_targets_exist():
+    """Every `make` command of the README is a target of the Makefile."""
+    makefile = (ROOT / "Makefile").read_text()
+    targets = {line.split()[1] for line in COMMANDS if line.startswith("make ")} | set(
+        re.findall(r"`make (\w+)`", TEXT)
+    )
+    assert targets
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+def test_commands_run(server: RunningServer, tmp_path):
+    """Each client command prints and writes what it says, in the README's order; pictures and arrays appear."""
+    (tmp_path / "out").mkdir()
+    for name in ("server", "protos", "models", "export", "kernels"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    commands = [line for line in COMMANDS if line.startswith(".venv/bin/python -m ")]
+    assert len(commands) >= 5
+    for line in commands:
+        words = shlex.split(line.replace(".venv/bin/python -m ", ""))
+        if words[0] == "server.client":
+            words[1:1] = ["--address", server.address]
+        assert run([sys.executable, "-m", *words], tmp_path).strip()
+    assert (tmp_path / "out" / "digits.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "out" / "vdrme.npy").exists()
+
+
+def test_python_example_runs(server: RunningServer):
+    """The Python example runs and prints shapes, energies and decisions."""
+    (code,) = [block for kind, block in BLOCKS if kind == "python"]
+    output = run([sys.executable, "-c", code.replace("127.0.0.1:8001", server.address)], ROOT)
+    assert "(16, 1, 8, 8)" in output
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#]+)\)", TEXT))))
+def test_links_lead_somewhere(target):
+    """Every relative link of the README is a file of the project."""
+    assert (ROOT / target).exists()
