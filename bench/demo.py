@@ -24,9 +24,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from models.machine import ROOT
 from server.client import FewstepClient, SampleOptions, Scores
 
-from .environment import ROOT, Environment, describe_environment
+from .environment import Environment, describe_environment
 from .percentiles import percentile
 from .quality import DIFFUSION, VDRME, Method, Quality, measure
 from .server_process import ServerFailed, ServerProcess

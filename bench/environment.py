@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from models.machine import command_output, commit, cpu_name
+
 PACKAGES = ("numpy", "grpcio", "protobuf", "onnxruntime", "torch", "scikit-learn")
 
 
@@ -48,8 +48,8 @@ def describe_environment() -> Environment:
     """Look at the machine as it is now."""
     return Environment(
         time=datetime.now(UTC).isoformat(timespec="seconds"),
-        commit=_commit(),
-        cpu=_cpu(),
+        commit=commit(),
+        cpu=cpu_name(),
         cores=os.cpu_count() or 1,
         usable_cores=_usable_cores(),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
@@ -58,30 +58,6 @@ def describe_environment() -> Environment:
         python=platform.python_version(),
         packages=_versions(),
     )
-
-
-def _output(*command: str) -> str | None:
-    """What a command prints, or None where it is missing or fails: then there is nothing to tell."""
-    try:
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _commit() -> str:
-    commit = _output("git", "rev-parse", "HEAD")
-    if commit is None:
-        return "unknown"
-    return commit + ("-dirty" if _output("git", "status", "--porcelain", "--untracked-files=no") else "")
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def _usable_cores() -> float:
@@ -94,7 +70,7 @@ def _usable_cores() -> float:
 
 
 def _gpus() -> tuple[str, ...]:
-    listed = _output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
+    listed = command_output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
     return tuple(listed.splitlines()) if listed else ()
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from .environment import ROOT
+from models.machine import ROOT
 
 _READY = re.compile(r"^ready grpc=(\S+) metrics=(\S+)$", re.MULTILINE)
 _LOG_TAIL = 2000

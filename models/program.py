@@ -10,7 +10,7 @@ its latent and draw 2i + 2 for its update.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import ClassVar, NamedTuple
@@ -89,7 +89,8 @@ class Program:
     """A compiled request: the start, `x = image_scale * image + noise_scale * n_0`, and its lines.
 
     needs_image: the caller's image enters (scoring, refining). keeps_history: the row stores every
-    prediction. gradient_passes are counted beside NFE, never inside it.
+    prediction. coefficients: the update of each line as the kernels read it, float32, read-only.
+    gradient_passes are counted beside NFE, never inside it.
     """
 
     FIRST_DRAW: ClassVar[int] = 0
@@ -103,8 +104,7 @@ class Program:
     def __post_init__(self) -> None:
         if not self.lines:
             raise ValueError("a program needs at least one line")
-        rows = tuple(np.array(line.update or (), dtype=np.float32) for line in self.lines)
-        object.__setattr__(self, "coefficients", rows)
+        object.__setattr__(self, "coefficients", tuple(_coefficients(self.lines)))
 
     @property
     def needs_image(self) -> bool:
@@ -122,6 +122,16 @@ class Program:
     @property
     def gradient_passes(self) -> int:
         return sum(1 for line in self.lines if isinstance(line.update, LangevinUpdate))
+
+
+def _coefficients(lines: tuple[Line, ...]) -> Iterator[npt.NDArray[np.float32]]:
+    """One read-only row a line; lines in a row with the same update share it, as thousands of Langevin steps do."""
+    row = np.empty(0, dtype=np.float32)
+    for index, line in enumerate(lines):
+        if index == 0 or line.update is not lines[index - 1].update:
+            row = np.array(line.update or (), dtype=np.float32)
+            row.setflags(write=False)
+        yield row
 
 
 def latent_draw(line: int) -> int:

@@ -285,13 +285,13 @@ class GetServerStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetServerStatusResponse(_message.Message):
-    __slots__ = ("version", "engine", "ready", "uptime_seconds", "rows_in_flight", "requests_waiting", "requests_total", "batches_total", "mean_batch_rows")
+    __slots__ = ("version", "engine", "ready", "uptime_seconds", "rows_in_flight", "requests_open", "requests_total", "batches_total", "mean_batch_rows")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
     UPTIME_SECONDS_FIELD_NUMBER: _ClassVar[int]
     ROWS_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
-    REQUESTS_WAITING_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_OPEN_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     BATCHES_TOTAL_FIELD_NUMBER: _ClassVar[int]
     MEAN_BATCH_ROWS_FIELD_NUMBER: _ClassVar[int]
@@ -300,8 +300,8 @@ class GetServerStatusResponse(_message.Message):
     ready: bool
     uptime_seconds: float
     rows_in_flight: int
-    requests_waiting: int
+    requests_open: int
     requests_total: int
     batches_total: int
     mean_batch_rows: float
-    def __init__(self, version: _Optional[str] = ..., engine: _Optional[str] = ..., ready: bool = ..., uptime_seconds: _Optional[float] = ..., rows_in_flight: _Optional[int] = ..., requests_waiting: _Optional[int] = ..., requests_total: _Optional[int] = ..., batches_total: _Optional[int] = ..., mean_batch_rows: _Optional[float] = ...) -> None: ...
+    def __init__(self, version: _Optional[str] = ..., engine: _Optional[str] = ..., ready: bool = ..., uptime_seconds: _Optional[float] = ..., rows_in_flight: _Optional[int] = ..., requests_open: _Optional[int] = ..., requests_total: _Optional[int] = ..., batches_total: _Optional[int] = ..., mean_batch_rows: _Optional[float] = ...) -> None: ...

@@ -6,21 +6,21 @@ import logging
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from export.runtime import EngineError, Runtime
-from models.bundle import MANIFEST, Bundle, BundleError, ModelCard, ScaleSpec, load_bundle, sha256_of
+from models.bundle import MANIFEST, Bundle, BundleError, ModelCard, load_bundle, sha256_of
 from models.calibrate import Calibration
-from models.program import Program
-from models.samplers import SampleOptions, available_samplers, compile_sample, compile_score
+from models.samplers import available_samplers
 
 from .config import Config, ConfigError
 from .errors import FailedPrecondition, NotFound
 from .loop.engine import Engine
 from .loop.runner import ModelRunner
+from .names import check_name
+from .programs import ProgramCache
 from .types import ModelKey
 
 log = logging.getLogger(__name__)
@@ -28,15 +28,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Model:
-    """A loaded model: what the API needs to know of it. Compiled programs are kept: they are pure."""
+    """A loaded model: what the API needs to know of it."""
 
     key: ModelKey
     bundle: Bundle
     calibrations: Mapping[str, Calibration]
     manifest_sha256: str
     samplers: tuple[str, ...] = field(init=False)
+    programs: ProgramCache = field(init=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "programs", ProgramCache(self.card))
         object.__setattr__(self, "samplers", available_samplers(self.card))
 
     @property
@@ -44,21 +46,9 @@ class Model:
         return self.bundle.card
 
 
-@lru_cache(maxsize=256)
-def sample_program(model: Model, options: SampleOptions) -> Program:
-    """The program of a sample request (cached: a service asks for the same thing again and again)."""
-    return compile_sample(model.card, options)
-
-
-@lru_cache(maxsize=256)
-def score_program(model: Model, scale: ScaleSpec) -> Program:
-    """The program of a score at one noise scale."""
-    return compile_score(model.card, scale)
-
-
 def bundle_directories(root: Path) -> list[Path]:
     """The directories `NAME/VERSION` with a manifest, in order."""
-    found = [d for d in root.glob("*/*") if d.name.isdigit() and (d / MANIFEST).is_file()]
+    found = [d for d in root.glob("*/*") if d.name.isascii() and d.name.isdigit() and (d / MANIFEST).is_file()]
     return sorted(found, key=lambda d: (d.parent.name, int(d.name)))
 
 
@@ -107,8 +97,9 @@ class Repository:
         """A model by name and version; version 0 is the newest.
 
         Raises:
-            NotFound: there is none; lists what there is.
+            InvalidArgument: no model has so long a name. NotFound: there is none; lists what there is.
         """
+        check_name("model", name)
         models = self._models
         versions = [number for other, number in models if other == name]
         if not versions:
@@ -138,8 +129,10 @@ class Repository:
         """Load one bundle from disk, in the place of one with its name and version.
 
         Raises:
-            NotFound: no such bundle on disk. FailedPrecondition: it cannot be used; what was loaded stays.
+            InvalidArgument: no model has so long a name. NotFound: no such bundle on disk.
+            FailedPrecondition: it cannot be used; what was loaded stays.
         """
+        check_name("model", name)
         with self._changing:
             return self._try_install(self._directory(name, version))
 
@@ -147,7 +140,7 @@ class Repository:
         """Take a model out of service; returns when the requests that it had are done.
 
         Raises:
-            NotFound: it is not loaded.
+            InvalidArgument: no model has so long a name. NotFound: it is not loaded.
         """
         with self._changing:
             model = self.find(name, version)
@@ -160,8 +153,10 @@ class Repository:
         Returns the versions that are now loaded.
 
         Raises:
-            NotFound: neither loaded nor on disk. FailedPrecondition: a bundle cannot be used; what was loaded stays.
+            InvalidArgument: no model has so long a name. NotFound: neither loaded nor on disk.
+            FailedPrecondition: a bundle cannot be used; what was loaded stays.
         """
+        check_name("model", name)
         with self._changing:
             found = {int(d.name): d for d in bundle_directories(self._config.repository) if d.parent.name == name}
             loaded = {version: model for (other, version), model in self._models.items() if other == name}
@@ -169,7 +164,7 @@ class Repository:
                 raise NotFound(f"model: no model {name!r}, loaded or on disk")
             for version, directory in sorted(found.items()):
                 old = loaded.get(version)
-                if old is None or sha256_of(directory / MANIFEST) != old.manifest_sha256:
+                if old is None or not _is_as_loaded(directory, old):
                     self._try_install(directory)
             for version, model in loaded.items():
                 if version not in found:
@@ -193,7 +188,29 @@ class Repository:
             raise FailedPrecondition(f"model: cannot load it, what was loaded stays: {error}") from error
 
     def _install(self, directory: Path) -> Model:
-        """Load and warm up a bundle, make it known to the engine, and only then take the old one out."""
+        """Make a bundle known to the engine when it is ready, and only then take the old one out.
+
+        Raises:
+            BundleError, EngineError: it cannot be used, whatever the reason.
+        """
+        try:
+            model, runner = self._ready(directory)
+        except (BundleError, EngineError):
+            raise
+        # Engines raise exceptions of any kind, and files may vanish or change while they are read.
+        except Exception as error:
+            raise BundleError(f"{directory}: {type(error).__name__}: {error}") from error
+        place = (model.key.name, model.key.version)
+        self._engine.add_model(model.key, runner)
+        old = self._models.get(place)
+        self._models = dict(sorted([*self._models.items(), (place, model)], key=lambda item: item[0]))
+        if old is not None:
+            self._engine.remove_model(old.key)
+        log.info("loaded %s version %d: %s", *place, ", ".join(model.card.networks))
+        return model
+
+    def _ready(self, directory: Path) -> tuple[Model, ModelRunner]:
+        """Load and warm up a bundle."""
         sha256 = sha256_of(directory / MANIFEST)
         bundle = load_bundle(directory)
         name, version = bundle.card.name, bundle.manifest.version
@@ -206,20 +223,21 @@ class Repository:
         scales = energy.scales if energy is not None else ()
         calibrations = {scale.name: Calibration(np.array(scale.calibration)) for scale in scales if scale.calibration}
         self._generation += 1
-        model = Model(ModelKey(name, version, self._generation), bundle, calibrations, sha256)
-        self._engine.add_model(model.key, runner)
-        old = self._models.get((name, version))
-        self._models = dict(sorted([*self._models.items(), ((name, version), model)], key=lambda item: item[0]))
-        if old is not None:
-            self._engine.remove_model(old.key)
-        log.info("loaded %s version %d: %s", name, version, ", ".join(sessions))
-        return model
+        return Model(ModelKey(name, version, self._generation), bundle, calibrations, sha256), runner
 
     def _remove(self, model: Model) -> None:
         place = (model.key.name, model.key.version)
         self._models = {key: other for key, other in self._models.items() if key != place}
         self._engine.remove_model(model.key)
         log.info("unloaded %s version %d", *place)
+
+
+def _is_as_loaded(directory: Path, model: Model) -> bool:
+    """Whether the manifest on disk is the one that was loaded; one that cannot be read is not."""
+    try:
+        return sha256_of(directory / MANIFEST) == model.manifest_sha256
+    except OSError:
+        return False
 
 
 def _fixed_rows(config: Config, bundle: Bundle) -> dict[str, int]:

@@ -79,28 +79,6 @@ def weighted_step(abar_s: float, abar_T: float, weight: float) -> tuple[Step, fl
     return Step(prediction=b * weight, anchor=c), b
 
 
-def iddim_weights(abar: tuple[float, ...], m: tuple[float, ...]) -> list[list[float]]:
-    """The weights of eq. 34, indices mended (SPEC 1), of iDDIM written as eq. 4; for tests and for `custom`.
-
-    abar: at the times T = tau_last > ... > tau_1 > 0, `(steps + 1,)`, the last one abar[0] = 1
-    excluded by a limit: A is infinite there, and the last row trusts the latest prediction alone
-    when m = 1, else carries the limit weights (1, 0, ..., 0).
-    Row i holds the normalised weights of the predictions of steps 0..i, oldest first.
-    """
-    steps = len(abar) - 1
-    ratio = [sqrt(a / (1.0 - a)) if a < 1.0 else INFINITY for a in abar]
-    rows = []
-    for i in range(steps):
-        if ratio[i + 1] == INFINITY:
-            rows.append([0.0] * i + [1.0])
-            continue
-        older = [(1.0 - m[i]) * (ratio[k + 1] - ratio[k]) for k in range(i)]
-        latest = ratio[i + 1] - ratio[i] + m[i] * (ratio[i] - ratio[0])
-        total = ratio[i + 1] - ratio[0]
-        rows.append([weight / total for weight in (*older, latest)])
-    return rows
-
-
 def compile_ddim(card: ModelCard, options: SampleOptions) -> Program:
     """DDIM, eq. 6 (eq. 28 with eta): m = 0."""
     return _compile(card, options, default_m=0.0)
@@ -126,11 +104,7 @@ def _compile(card: ModelCard, options: SampleOptions, default_m: float) -> Progr
     if spec is None:
         raise UnsupportedError("model", f"{card.name} has no sampler")
     steps = check_steps(spec, options)
-    try:
-        grid = time_grid(steps, options.spacing or ("quadratic" if steps < 64 else "linear"), spec.schedule.steps)
-    except ValueError as error:
-        raise OptionError("spacing", str(error)) from None
-    times = (*reversed(grid), 0)
+    times = (*reversed(_grid(spec, options, steps)), 0)
     table = alpha_bar(spec.schedule)
     abar = tuple(float(table[t]) for t in times)
     m = _ensemble_weights(options, steps, default_m)
@@ -223,6 +197,20 @@ def check_guidance(card: ModelCard, options: SampleOptions) -> float:
     if value and (card.labels is None or card.labels.null is None):
         raise UnsupportedError("guidance", f"{card.name} has no null label, which guidance needs")
     return value
+
+
+def _grid(spec: SamplingSpec, options: SampleOptions, steps: int) -> tuple[int, ...]:
+    """The times, increasing; where the caller chose no spacing, quadratic unless that repeats times, then linear."""
+    total = spec.schedule.steps
+    try:
+        if options.spacing is not None:
+            return time_grid(steps, options.spacing, total)
+        try:
+            return time_grid(steps, "quadratic", total)
+        except ValueError:
+            return time_grid(steps, "linear", total)
+    except ValueError as error:
+        raise OptionError("spacing", str(error)) from None
 
 
 def _ensemble_weights(options: SampleOptions, steps: int, default: float) -> tuple[float, ...]:

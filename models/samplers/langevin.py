@@ -57,10 +57,11 @@ def compile_langevin(card: ModelCard, options: SampleOptions) -> Program:
     step = langevin_step(step_size, temperature, max_displacement=spec.max_displacement or INFINITY, low=low, high=high)
     # The network returns its own output's gradient; callers' U is sign * scale * output.
     step = step._replace(gradient=step.gradient * energy.sign * energy.scale)
+    scalars = {"time": energy.scales[0].time}  # one for all lines, as the update is: a chain may be long
     lines = tuple(
         Line(
             network=energy.gradient_network,
-            scalars={"time": energy.scales[0].time},
+            scalars=scalars,
             noise=noise_draw(i) if step.noise else None,
             update=step,
         )

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import platform
-import subprocess
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..data import SPLIT_SEED, SPLIT_SIZES
+from ..machine import commit, cpu_name
 
 PACKAGES = ("torch", "diffusers", "numpy", "scikit-learn")
 
@@ -20,26 +19,7 @@ def provenance() -> dict[str, Any]:
     return {
         "dataset": "scikit-learn load_digits, train part",
         "split": {"seed": SPLIT_SEED, "train": SPLIT_SIZES[0], "calibration": SPLIT_SIZES[1], "test": SPLIT_SIZES[2]},
-        "hardware": {"cpu": _cpu_name(), "threads": torch.get_num_threads(), "device": "cpu"},
+        "hardware": {"cpu": cpu_name(), "threads": torch.get_num_threads(), "device": "cpu"},
         "versions": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
-        "commit": _commit(),
+        "commit": commit(besides=["models/zoo"]),  # where training itself writes
     }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def _commit() -> str:
-    try:
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return found.stdout.strip()

@@ -230,7 +230,7 @@ class Models(Service):
             ready=self.ready,
             uptime_seconds=perf_counter() - self.engine.started,
             rows_in_flight=batcher.rows_in_flight,
-            requests_waiting=batcher.jobs,
+            requests_open=batcher.jobs,
             requests_total=counters.jobs,
             batches_total=counters.batches,
             mean_batch_rows=counters.batch_rows / max(1, counters.batches),

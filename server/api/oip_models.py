@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from ..errors import InvalidArgument, NotFound
+from ..names import check_name
 from ..repository import Model, Repository
 from .oip_wire import Tensor
 
@@ -46,6 +47,8 @@ def find_face(repository: Repository, name: str, version: str) -> Face:
     Raises:
         InvalidArgument: the version is not a number. NotFound: there is no such model or version.
     """
+    check_name("model_name", name)
+    check_name("version", version)
     if version and not (version.isascii() and version.isdigit() and len(version) <= 18 and int(version) > 0):
         raise InvalidArgument("version", f"must be empty or a number above 0, got {version!r}")
     faces = {face.version: face for face in faces_of(repository) if face.name == name}

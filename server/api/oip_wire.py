@@ -15,8 +15,11 @@ import numpy.typing as npt
 from protos import inference_pb2 as oip
 
 from ..errors import InvalidArgument
+from ..names import MAX_LIST, MAX_NAME, check_name
 
 Array = npt.NDArray[Any]
+
+MAX_DIMENSIONS = 8
 
 
 class Datatype(NamedTuple):
@@ -63,7 +66,7 @@ def read_inputs(request: oip.ModelInferRequest, tensors: Sequence[Tensor], max_r
     known = {tensor.name: tensor for tensor in tensors}
     given = [tensor.name for tensor in request.inputs]
     for name in given:
-        if name not in known:
+        if check_name("inputs", name) not in known:
             raise InvalidArgument(
                 "inputs",
                 f"unexpected inference input {name!r} for model {request.model_name!r}, "
@@ -95,8 +98,10 @@ def _read(message: oip.ModelInferRequest.InferInputTensor, raw: bytes | None, te
         if parameter.startswith("shared_memory"):
             raise InvalidArgument(name, "shared memory is not offered; send the contents with the request")
     datatypes = (tensor.datatype, *tensor.accepted)
-    if message.datatype not in datatypes:
+    if check_name(name, message.datatype) not in datatypes:
         raise InvalidArgument(name, f"data-type must be {' or '.join(datatypes)}, got {message.datatype!r}")
+    if len(message.shape) > MAX_DIMENSIONS:
+        raise InvalidArgument(name, f"shape must hold at most {MAX_DIMENSIONS} sizes, got {len(message.shape)}")
     shape = tuple(message.shape)
     rows, row = (shape[0] if shape else 0), (shape[1:] or (1,))
     if not shape or row != tensor.shape:
@@ -132,13 +137,14 @@ def requested_outputs(request: oip.ModelInferRequest, tensors: Sequence[Tensor])
     """
     known = [tensor.name for tensor in tensors]
     for output in request.outputs:
-        if output.name not in known:
+        if check_name("outputs", output.name) not in known:
             raise InvalidArgument(
                 "outputs",
                 f"unexpected inference output {output.name!r} for model {request.model_name!r}, "
                 f"allowed output names are: {', '.join(known)}",
             )
         for parameter in output.parameters:
+            check_name("outputs", parameter)
             if parameter == "classification" or parameter.startswith("shared_memory"):
                 raise InvalidArgument(output.name, f"{parameter} is not offered")
     return tuple(dict.fromkeys(output.name for output in request.outputs))
@@ -167,7 +173,7 @@ def read_parameters(request: oip.ModelInferRequest, readers: Mapping[str, Reader
     """
     values = {}
     for name, parameter in request.parameters.items():
-        if name not in readers:
+        if check_name("parameters", name) not in readers:
             raise InvalidArgument(
                 "parameters",
                 f"unexpected parameter {name!r} for model {request.model_name!r}, "
@@ -178,7 +184,8 @@ def read_parameters(request: oip.ModelInferRequest, readers: Mapping[str, Reader
         try:
             values[name] = readers[name](given)
         except ValueError as error:
-            raise InvalidArgument(name, f"{error}, got {given!r}") from None
+            got = f"{len(given)} characters" if isinstance(given, str) and len(given) > MAX_NAME else repr(given)
+            raise InvalidArgument(name, f"{error}, got {got}") from None
     return values
 
 
@@ -224,6 +231,8 @@ def number(given: Any) -> float:
 
 def numbers(given: Any) -> list[float]:
     """Numbers separated by commas, or one number. Raises ValueError."""
+    if isinstance(given, str) and given.count(",") >= MAX_LIST:
+        raise ValueError(f"must hold at most {MAX_LIST} numbers")
     try:
         return [number(part) for part in (given.split(",") if isinstance(given, str) else [given])]
     except ValueError:
@@ -232,6 +241,8 @@ def numbers(given: Any) -> list[float]:
 
 def rows_of_numbers(given: Any) -> list[list[float]]:
     """Rows separated by semicolons, of numbers separated by commas. Raises ValueError."""
+    if text(given).count(";") >= MAX_LIST:
+        raise ValueError(f"must hold at most {MAX_LIST} rows")
     try:
         return [numbers(row) for row in text(given).split(";")]
     except ValueError:
@@ -247,6 +258,8 @@ def text(given: Any) -> str:
 
 def names(given: Any) -> list[str]:
     """Names separated by commas. Raises ValueError."""
+    if text(given).count(",") >= MAX_LIST:
+        raise ValueError(f"must hold at most {MAX_LIST} names")
     return [name.strip() for name in text(given).split(",")]
 
 

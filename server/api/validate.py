@@ -13,10 +13,10 @@ from models.samplers import OptionError, SampleOptions, UnsupportedError, find_s
 from protos import fewstep_pb2 as pb
 
 from ..errors import FailedPrecondition, InvalidArgument, NotFound
-from ..repository import Model, sample_program, score_program
+from ..names import check_count, check_name
+from ..repository import Model
 
 MAX_PRIORITY = 10
-MAX_LIST = 1000
 
 
 class SamplePlan(NamedTuple):
@@ -28,10 +28,19 @@ class SamplePlan(NamedTuple):
 
 
 def sample_options(request: pb.SampleRequest) -> SampleOptions:
-    """The sampler's options as the caller set them; unset ones stay None."""
-    for name, values in (("m", request.m), ("weights", request.weights)):
-        if len(values) > MAX_LIST:
-            raise InvalidArgument(name, f"must hold at most {MAX_LIST} entries, got {len(values)}")
+    """The sampler's options as the caller set them; unset ones stay None.
+
+    Raises:
+        InvalidArgument: a name or a list is longer than any can be. Nothing is copied before that is known.
+    """
+    for field in ("sampler", "spacing", "form"):
+        check_name(field, getattr(request, field))
+    check_count("m", request.m)
+    check_count("weights", request.weights)
+    for i, row in enumerate(request.weights):
+        if len(row.values) != i + 1:
+            message = f"row {i} must hold {i + 1} values, one per prediction so far, got {len(row.values)}"
+            raise InvalidArgument("weights", message)
     return SampleOptions(
         sampler=request.sampler or None,
         steps=request.steps if request.HasField("steps") else None,
@@ -59,7 +68,7 @@ def sample_plan(model: Model, request: pb.SampleRequest, max_rows: int, labels_f
         raise InvalidArgument("count", f"must be within 1..{max_rows}, got {count}")
     options = sample_options(request)
     try:
-        program = sample_program(model, options)
+        program = model.programs.sample(options)
     except OptionError as error:
         raise InvalidArgument(error.field, error.message) from None
     except UnsupportedError as error:
@@ -72,8 +81,12 @@ def score_plan(model: Model, request: pb.ScoreRequest) -> list[tuple[str, Progra
     """The scales asked for, by name, each with its program.
 
     Raises:
-        NotFound: no such scale. InvalidArgument: a scale twice. FailedPrecondition: no energy.
+        NotFound: no such scale. InvalidArgument: a scale twice, or what is no name.
+        FailedPrecondition: no energy.
     """
+    check_count("scales", request.scales)
+    for name in request.scales:
+        check_name("scales", name)
     names: list[str | None] = [*request.scales] or [None]
     if names == ["all"] and model.card.energy is not None:
         names = [scale.name for scale in model.card.energy.scales]
@@ -85,7 +98,7 @@ def score_plan(model: Model, request: pb.ScoreRequest) -> list[tuple[str, Progra
         raise NotFound(str(error)) from None
     except UnsupportedError as error:
         raise FailedPrecondition(str(error)) from None
-    return [(scale.name, score_program(model, scale)) for scale in scales]
+    return [(scale.name, model.programs.score(scale)) for scale in scales]
 
 
 def check_labels(card: ModelCard, labels: Sequence[int], count: int, field: str) -> list[int | None]:

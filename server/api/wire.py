@@ -16,6 +16,7 @@ from ..errors import InvalidArgument
 
 Floats = npt.NDArray[np.float32]
 
+PNG_MODES = ("1", "L", "P", "RGB")  # as Pillow names what it reads: up to 8 bits a channel, no alpha
 _MODES = {1: "L", 3: "RGB"}
 
 
@@ -26,7 +27,7 @@ def decode_images(message: pb.Images, spec: ImageSpec, limit: int) -> Floats:
 
     Raises:
         InvalidArgument: wrong encoding, shape or size, non-finite or out-of-range values, or a PNG
-            that is broken or of another size; names the field.
+            that is broken, of another size, of 16 bits or transparent; names the field.
     """
     encoding = message.encoding or pb.RAW
     if encoding == pb.RAW:
@@ -41,17 +42,19 @@ def decode_images(message: pb.Images, spec: ImageSpec, limit: int) -> Floats:
 def _decode_raw(message: pb.Images, spec: ImageSpec, limit: int) -> Floats:
     if message.png:
         raise InvalidArgument("images.png", "given with encoding RAW; set encoding to PNG")
+    expected = f"(count, {', '.join(map(str, spec.shape))})"
+    if len(message.shape) != 4:
+        raise InvalidArgument("images.shape", f"must be {expected}, got {len(message.shape)} sizes")
     shape = tuple(message.shape)
-    if len(shape) != 4 or shape[1:] != spec.shape or shape[0] < 1:
-        raise InvalidArgument("images.shape", f"must be (count, {', '.join(map(str, spec.shape))}), got {shape}")
+    if shape[1:] != spec.shape or shape[0] < 1:
+        raise InvalidArgument("images.shape", f"must be {expected}, got {shape}")
     if shape[0] > limit:
         raise InvalidArgument("images.shape", f"{shape[0]} images, at most {limit} a request")
     wanted = 4 * math.prod(shape)
-    if len(message.raw) != wanted:
-        raise InvalidArgument(
-            "images.raw", f"must hold {wanted} bytes for shape {shape} float32, got {len(message.raw)}"
-        )
-    images = np.frombuffer(message.raw, dtype="<f4").reshape(shape).astype(np.float32)  # a copy: torch wants to write
+    raw = message.raw  # each look at the field makes a copy
+    if len(raw) != wanted:
+        raise InvalidArgument("images.raw", f"must hold {wanted} bytes for shape {shape} float32, got {len(raw)}")
+    images = np.frombuffer(raw, dtype="<f4").reshape(shape).astype(np.float32)  # a copy: torch wants to write
     check_values(images, spec, "images.raw")
     return images
 
@@ -81,6 +84,7 @@ def _decode_png(message: pb.Images, spec: ImageSpec, limit: int) -> Floats:
             if picture.size != (spec.width, spec.height):
                 got = f"{picture.size[0]}x{picture.size[1]}"
                 raise InvalidArgument(field, f"must be {spec.width}x{spec.height} pixels, got {got}")
+            _check_mode(picture, field)
             pixels = np.asarray(picture.convert(mode), dtype=np.float32)
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             size = f"{spec.width}x{spec.height}"
@@ -88,6 +92,14 @@ def _decode_png(message: pb.Images, spec: ImageSpec, limit: int) -> Floats:
         values = pixels * ((spec.high - spec.low) / 255.0) + spec.low
         images[index] = values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
     return images
+
+
+def _check_mode(picture: Image.Image, field: str) -> None:
+    """Raises InvalidArgument for what a conversion would lose without a word: 16 bits, or transparency."""
+    if picture.mode not in PNG_MODES:
+        raise InvalidArgument(field, f"must be a PNG of mode {', '.join(PNG_MODES)}, got {picture.mode}")
+    if "transparency" in picture.info:
+        raise InvalidArgument(field, f"must be a PNG without transparency, got one of mode {picture.mode} with it")
 
 
 def encode_images(images: Floats, spec: ImageSpec, encoding: int) -> pb.Images:

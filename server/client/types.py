@@ -58,7 +58,7 @@ class Preview:
 class ScaleScores:
     """The energies of all images at one noise scale; arrays `(count,)`.
 
-    percentile: percentage of calibration energies below the image's. p_value: conformal,
+    percentile: percentage of calibration energies at or below the image's. p_value: conformal,
     (1 + #{calibration >= energy}) / (n + 1). out_of_distribution: p_value <= the false-alarm rate.
     threshold: the energy from which on an image is called out-of-distribution.
     Without calibration the last three arrays are empty and the threshold is None.
@@ -138,7 +138,7 @@ class ServerStatus:
     ready: bool
     uptime_seconds: float
     rows_in_flight: int
-    requests_waiting: int
+    requests_open: int
     requests_total: int
     batches_total: int
     mean_batch_rows: float

@@ -10,7 +10,8 @@ from datetime import datetime
 import pytest
 
 from bench import environment
-from bench.environment import ROOT, describe_environment
+from bench.environment import describe_environment
+from models.machine import ROOT
 
 
 def test_surroundings_are_those_of_this_machine() -> None:

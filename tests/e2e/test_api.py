@@ -45,6 +45,7 @@ def digit_with(value: float) -> np.ndarray:
     return image
 
 
+LONG = "x" * 1_000_000
 BIG = np.zeros((409_600, 1, 8, 8), dtype=np.float32)  # 100 MB
 
 BAD = {
@@ -75,6 +76,33 @@ BAD = {
     "priority 11": (sample(priority=11), "INVALID_ARGUMENT", "priority"),
     "temperature -1": (sample(temperature=-1.0), "INVALID_ARGUMENT", "temperature"),
     "spacing": (sample(spacing="cubic"), "INVALID_ARGUMENT", "spacing"),
+    "a row of 100,000 weights": (
+        sample(sampler="custom", steps=1, weights=[pb.Weights(values=np.ones(100_000))]),
+        "INVALID_ARGUMENT",
+        "weights: row 0 must hold 1 values",
+    ),
+    "10,000 rows of weights": (
+        sample(sampler="custom", weights=[pb.Weights()] * 10_000),
+        "INVALID_ARGUMENT",
+        "weights: must hold at most 1000 entries",
+    ),
+    "a row of weights too short": (
+        sample(sampler="custom", steps=2, weights=[pb.Weights(values=[1]), pb.Weights(values=[1])]),
+        "INVALID_ARGUMENT",
+        "weights: row 1 must hold 2 values",
+    ),
+    "a model of 1 MB": (sample(model=LONG), "INVALID_ARGUMENT", "model: must hold at most 128 characters, got 1000000"),
+    "a model of 1 MB to score with": (score(model=LONG), "INVALID_ARGUMENT", "model: must hold at most 128"),
+    "a sampler of 1 MB": (sample(sampler=LONG), "INVALID_ARGUMENT", "sampler: must hold at most 128 characters"),
+    "a form of 1 MB": (sample(form=LONG), "INVALID_ARGUMENT", "form: must hold at most 128 characters"),
+    "a spacing of 1 MB": (sample(spacing=LONG), "INVALID_ARGUMENT", "spacing: must hold at most 128 characters"),
+    "a scale of 1 MB": (score(scales=[LONG]), "INVALID_ARGUMENT", "scales: must hold at most 128 characters"),
+    "10^6 scales": (score(scales=[""] * 10**6), "INVALID_ARGUMENT", "scales: must hold at most 1000 entries"),
+    "score 10^6 dimensions": (
+        score(images=pb.Images(shape=[1] * 10**6)),
+        "INVALID_ARGUMENT",
+        "images.shape: must be (count, 1, 8, 8), got 1000000 sizes",
+    ),
     "custom without weights": (sample(sampler="custom"), "INVALID_ARGUMENT", "weights"),
     "score without energy": (score(model="digits-ddpm"), "FAILED_PRECONDITION", "energy"),
     "score wrong shape": (score(images=raw(np.zeros((1, 1, 9, 9)))), "INVALID_ARGUMENT", "images.shape"),
@@ -176,6 +204,41 @@ def test_png_and_raw_images_score_alike(server: RunningServer):
     assert by_png == pytest.approx(by_raw, rel=1e-4, abs=1e-4)
 
 
+def saved(mode: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    Image.new(mode, (8, 8)).save(buffer, "PNG", **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("picture", "told"),
+    [
+        (saved("I;16"), "I;16"),
+        (saved("LA"), "LA"),
+        (saved("RGBA"), "RGBA"),
+        (saved("P", transparency=0), "P with it"),
+        (saved("L", transparency=0), "L with it"),
+    ],
+)
+def test_a_png_that_a_conversion_would_change_is_refused(server: RunningServer, picture, told):
+    """16 bits saturate and alpha is dropped on the way to 8 grey bits, so such files are refused by their mode."""
+    with pytest.raises(grpc.RpcError) as caught:
+        server.score(score(images=pb.Images(encoding=pb.PNG, png=[picture])))
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert caught.value.details().startswith("images.png[0]: must be a PNG")
+    assert caught.value.details().endswith(f" {told}")
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB"])
+def test_a_png_of_eight_bits_is_taken_in_any_mode(server: RunningServer, mode):
+    """Black is black in bilevel, grey, palette and colour files: the same energy."""
+    buffer = io.BytesIO()
+    Image.new("L", (8, 8)).convert(mode).save(buffer, "PNG")
+    energy = server.score(score(images=pb.Images(encoding=pb.PNG, png=[buffer.getvalue()]))).scores[0].energy[0]
+    black = server.score(score(images=raw(np.full((1, 1, 8, 8), -1.0)))).scores[0].energy[0]
+    assert energy == pytest.approx(black, rel=1e-4, abs=1e-4)
+
+
 def test_a_png_bomb_is_refused_by_its_header(server: RunningServer):
     """A small file that would unpack to a gigapixel is refused without unpacking it."""
     buffer = io.BytesIO()
@@ -270,6 +333,7 @@ def test_a_caller_that_goes_away_frees_its_rows(server: RunningServer):
     deadline = time.monotonic() + 10
     while batcher.jobs < 4 and time.monotonic() < deadline:
         threading.Event().wait(0.01)
+    assert batcher.jobs == 4
     for future in futures:
         future.cancel()
     while (batcher.jobs or batcher.rows_in_flight) and time.monotonic() < deadline:
@@ -295,10 +359,14 @@ def test_one_step_is_not_held_up_by_eight(server: RunningServer):
     All times are the server's own in one run: a step of the crowd, against queue and compute of the short request.
     """
     ratios = []
+    batcher = server.app.engine.batcher
+    deadline = time.monotonic() + 30
     for attempt in range(5):
         crowd = server.later(sample(steps=8, count=64, seed=attempt))
-        batcher = server.app.engine.batcher
         while batcher.rows_in_flight < 64:
+            assert time.monotonic() < deadline
+            if crowd.done():  # it ran between two looks
+                crowd = server.later(sample(steps=8, count=64, seed=attempt))
             threading.Event().wait(0.0005)
         short = server.sample(sample(steps=1, seed=attempt)).timing
         long = crowd.result().timing

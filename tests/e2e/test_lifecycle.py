@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -17,8 +19,11 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from export.runtime.onnxruntime import OnnxRuntime
 from protos import fewstep_pb2 as pb
-from server.config import Limits
+from server import repository as repository_module
+from server.app import App
+from server.config import Config, ConfigError, Limits
 
 from ..conftest import ROOT
 from ..running import running_server
@@ -53,23 +58,43 @@ def sampler(address: str):
     )
 
 
+def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.005)
+
+
+def rows_in_flight(channel: grpc.Channel) -> int:
+    call = channel.unary_unary(
+        "/fewstep.v1.Models/GetServerStatus",
+        request_serializer=pb.GetServerStatusRequest.SerializeToString,
+        response_deserializer=pb.GetServerStatusResponse.FromString,
+    )
+    return call(pb.GetServerStatusRequest(), timeout=20).rows_in_flight
+
+
+def health_of(channel: grpc.Channel) -> int:
+    return health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=20).status
+
+
 def test_sigterm_finishes_what_runs_refuses_what_comes_and_exits_with_zero(repository: Path):
     """On SIGTERM rows in flight finish and are answered, new work is UNAVAILABLE, and the exit code is 0."""
     process, address = start(repository)
     try:
         call = sampler(address)
         call(pb.SampleRequest(model="digits-ddpm", steps=1), timeout=30)
-        running = [
-            call.future(pb.SampleRequest(model="digits-ddpm", steps=100, count=48, seed=i), timeout=60)
-            for i in range(3)
-        ]
-        time.sleep(0.3)  # not for the scheduler: lets the requests cross the wire
-        process.send_signal(signal.SIGTERM)
-        time.sleep(0.1)
+        # Without a deadline: whether one could be met depends on how long the first, cold step took.
+        running = [call.future(pb.SampleRequest(model="digits-ddpm", steps=100, count=48, seed=i)) for i in range(3)]
+        with grpc.insecure_channel(address) as channel:
+            wait_until(lambda: rows_in_flight(channel) == 3 * 48)
+            assert not any(future.done() for future in running)
+            process.send_signal(signal.SIGTERM)
+            wait_until(lambda: health_of(channel) == health_pb2.HealthCheckResponse.NOT_SERVING)
         with pytest.raises(grpc.RpcError) as refused:
             call(pb.SampleRequest(model="digits-ddpm", steps=1), timeout=30)
         assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
-        assert all(len(future.result().images.raw) == 48 * 256 for future in running)
+        assert all(len(future.result(60).images.raw) == 48 * 256 for future in running)
         assert process.wait(30) == 0
         assert "Traceback" not in process.stderr.read()
     finally:
@@ -81,8 +106,9 @@ def test_a_drain_that_takes_too_long_is_cut_and_says_so(repository: Path):
     """With a drain bound of zero, unfinished requests end UNAVAILABLE and the exit code is not 0."""
     process, address = start(repository, "--drain-seconds", "0")
     try:
-        future = sampler(address).future(pb.SampleRequest(model="digits-ddpm", steps=100, count=256), timeout=60)
-        time.sleep(0.5)
+        future = sampler(address).future(pb.SampleRequest(model="digits-ddpm", steps=100, count=256))
+        with grpc.insecure_channel(address) as channel:
+            wait_until(lambda: rows_in_flight(channel) == 256)
         process.send_signal(signal.SIGTERM)
         assert future.exception(30).code() == grpc.StatusCode.UNAVAILABLE
         assert process.wait(30) == 1
@@ -238,6 +264,59 @@ def test_a_failed_reload_keeps_what_was_loaded(own_repository: Path):
         assert refused.value.code() == grpc.StatusCode.FAILED_PRECONDITION
         assert graph.name in refused.value.details()
         assert server.sample(pb.SampleRequest(model=name, steps=1)).version == int(source.name)
+
+
+class Broken:
+    """A network that loads, and fails when it runs."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def run(self, inputs):
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no kernel image"), OSError("gone"), MemoryError("too much")])
+def test_a_bundle_that_cannot_warm_up_is_refused_and_the_old_one_stays(own_repository: Path, error, monkeypatch):
+    """Whatever an engine raises, loading is FAILED_PRECONDITION with its words, and what was loaded serves on."""
+    name = "digits-ddpm"
+    (source,) = (own_repository / name).iterdir()
+    with running_server(own_repository) as server:
+        monkeypatch.setattr(OnnxRuntime, "load", lambda *_: Broken(error))
+        manifest = source / "manifest.json"
+        manifest.write_text(manifest.read_text() + "\n")
+        for method in ("LoadModel", "ReloadModel"):
+            with pytest.raises(grpc.RpcError) as refused:
+                manage(server, method, model=name)
+            assert refused.value.code() == grpc.StatusCode.FAILED_PRECONDITION, refused.value.details()
+            assert str(error) in refused.value.details()
+        assert server.sample(pb.SampleRequest(model=name, steps=1)).version == int(source.name)
+
+
+def test_a_file_that_vanishes_while_it_is_loaded_is_a_failed_precondition(own_repository: Path, monkeypatch):
+    """Between the look at the directory and the reading of a file it may go; the server says so and serves on."""
+    name = "digits-ddpm"
+    (source,) = (own_repository / name).iterdir()
+
+    def vanished(path):
+        raise FileNotFoundError(2, "No such file or directory", str(path))
+
+    with running_server(own_repository) as server:
+        monkeypatch.setattr(repository_module, "sha256_of", vanished)
+        for method in ("LoadModel", "ReloadModel"):
+            with pytest.raises(grpc.RpcError) as refused:
+                manage(server, method, model=name)
+            assert refused.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+            assert "manifest.json" in refused.value.details()
+        assert server.sample(pb.SampleRequest(model=name, steps=1)).version == int(source.name)
+
+
+def test_a_server_whose_network_cannot_run_does_not_start(own_repository: Path, monkeypatch):
+    """At the start the same failure is a bad configuration (exit code 2), told with the bundle."""
+    monkeypatch.setattr(OnnxRuntime, "load", lambda *_: Broken(RuntimeError("no kernel image")))
+    app = App(Config(repository=own_repository, port=0, metrics_port=0))
+    with pytest.raises(ConfigError, match=r"digits-ddpm.*no kernel image"):
+        asyncio.run(app.start())
 
 
 def test_unknown_models_cannot_be_loaded_or_unloaded(own_repository: Path):

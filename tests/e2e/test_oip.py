@@ -224,6 +224,8 @@ def model_infer(server: RunningServer, request: oip.ModelInferRequest | bytes) -
 
 # -- errors -----------------------------------------------------------------------------------------
 
+LONG = "x" * 100_000
+
 BAD = {
     "unknown model": ({"model_name": "nope"}, "NOT_FOUND", "'nope' is not found; there are: digits-ddpm"),
     "no scores": ({"model_name": "digits-ddpm.score"}, "NOT_FOUND", "'digits-ddpm.score'"),
@@ -283,7 +285,33 @@ BAD = {
     "sampler as a number": ({"parameters": {"sampler": 3}}, "INVALID_ARGUMENT", "sampler: must be text"),
     "another model's sampler": ({"parameters": {"sampler": "vdrme"}}, "FAILED_PRECONDITION", "sampler"),
     "a scorer's parameter": ({"parameters": {"scales": "all"}}, "INVALID_ARGUMENT", "'scales'"),
-    "a name of 100 kB": ({"parameters": {"sampler": "\u00e4" * 50_000}}, "INVALID_ARGUMENT", "sampler"),
+    "a name of 100 kB": (
+        {"parameters": {"sampler": "\u00e4" * 50_000}},
+        "INVALID_ARGUMENT",
+        "sampler: must hold at most 128 characters, got 50000",
+    ),
+    "a model of 100 kB": ({"model_name": LONG}, "INVALID_ARGUMENT", "model_name: must hold at most 128 characters"),
+    "a version of 100 kB": ({"model_version": LONG}, "INVALID_ARGUMENT", "version: must hold at most 128 characters"),
+    "an input of 100 kB": ({"inputs": [tensor(LONG, [1])]}, "INVALID_ARGUMENT", "inputs: must hold at most 128"),
+    "a datatype of 100 kB": (
+        {"inputs": [triton.InferInput("SEED", [1, 1], LONG)]},
+        "INVALID_ARGUMENT",
+        "SEED: must hold at most 128 characters",
+    ),
+    "a shape of 10,000 sizes": (
+        {"inputs": [triton.InferInput("SEED", [1] * 10_000, "UINT64")]},
+        "INVALID_ARGUMENT",
+        "SEED: shape must hold at most 8 sizes, got 10000",
+    ),
+    "an output of 100 kB": (
+        {"outputs": [triton.InferRequestedOutput(LONG)]},
+        "INVALID_ARGUMENT",
+        "outputs: must hold at most 128 characters",
+    ),
+    "a parameter of 100 kB": ({"parameters": {LONG: 1}}, "INVALID_ARGUMENT", "parameters: must hold at most 128"),
+    "a value of 100 kB": ({"parameters": {"steps": LONG}}, "INVALID_ARGUMENT", "an integer, got 100000 characters"),
+    "100,000 weights m": ({"parameters": {"m": "1," * 100_000}}, "INVALID_ARGUMENT", "m: must hold at most 1000"),
+    "100,000 rows": ({"parameters": {"weights": ";" * 100_000}}, "INVALID_ARGUMENT", "weights: must hold at most 1000"),
     "priority 22": ({"priority": 22}, "INVALID_ARGUMENT", "priority: must be within 0..21, got 22"),
     "sequence": ({"sequence_id": 5}, "INVALID_ARGUMENT", "'sequence_"),
     "timeout of a microsecond": ({"timeout": 1}, "DEADLINE_EXCEEDED", "deadline"),

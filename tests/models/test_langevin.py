@@ -82,6 +82,14 @@ def test_other_forms_map_to_one():
     assert (-step.gradient, step.noise) == pytest.approx((0.02, 0.1))
 
 
+def test_a_long_chain_holds_its_coefficients_once():
+    """All steps of a chain share one read-only row of coefficients: 10,000 copies would be most of the program."""
+    program = compile_sample(energy_card(), SampleOptions(steps=10_000))
+    assert len(program.coefficients) == 10_000
+    assert len({id(row) for row in program.coefficients}) == 1
+    assert not program.coefficients[0].flags.writeable
+
+
 @pytest.mark.parametrize(
     ("option", "value"), [("steps", 0), ("steps", 10**6), ("step_size", 0.0), ("temperature", -1.0)]
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from math import sqrt
 
@@ -16,7 +17,7 @@ from models.bundle import ModelCard, ScheduleSpec
 from models.program import EnsembleUpdate, Program
 from models.run import run
 from models.samplers import SAMPLERS, OptionError, SampleOptions, UnsupportedError, compile_sample
-from models.samplers.ensemble import accumulator_step, iddim_weights, iterate_step
+from models.samplers.ensemble import accumulator_step, iterate_step
 from models.samplers.prediction import clean_prediction
 from models.schedules import alpha_bar, quadratic_grid
 
@@ -41,6 +42,22 @@ def draw(card: ModelCard, network=curved_eps, *, count: int = 3, labels=None, **
     program = compile_sample(card, SampleOptions(**options))
     networks = {"denoiser": network}
     return run(program, card, networks, seed=11, count=count, labels=labels, dtype=torch.float64).state
+
+
+def iddim_weights(abar: tuple[float, ...], m: tuple[float, ...]) -> list[list[float]]:
+    """The weights of eq. 34, indices mended (SPEC 1), that make iDDIM the ensemble of eq. 4.
+
+    abar: at the times T = tau_last > ... > tau_1 > 0, `(steps + 1,)`; m: one a step.
+    Row i holds the normalised weights of the predictions of steps 0..i, oldest first. The last row is the limit
+    abar -> 1, in which the ratio of signal to noise is infinite: (0, ..., 0, 1), the latest prediction alone.
+    """
+    ratio = [sqrt(a / (1.0 - a)) for a in abar[:-1]]
+    rows = []
+    for i in range(len(m) - 1):
+        older = [(1.0 - m[i]) * (ratio[k + 1] - ratio[k]) for k in range(i)]
+        latest = ratio[i + 1] - ratio[i] + m[i] * (ratio[i] - ratio[0])
+        rows.append([weight / (ratio[i + 1] - ratio[0]) for weight in (*older, latest)])
+    return [*rows, [0.0] * (len(m) - 1) + [1.0]]
 
 
 @pytest.mark.parametrize("name", ["ddim", "iddim", "radical", "custom"])
@@ -75,6 +92,22 @@ def test_m_interpolates_between_ddim_and_radical():
     between = draw(card, sampler="iddim", steps=6, m=(0.5,))
     assert (between - ddim).abs().max() > 1e-3
     assert (between - radical).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("total", [100, 1000])
+def test_the_default_spacing_is_quadratic_until_that_repeats_times(total):
+    """Without a spacing every number of steps compiles: quadratic where its times differ, else linear."""
+    card = denoiser_card(schedule=ScheduleSpec(steps=total))
+    chosen = set()
+    for steps in card.sampling.accepted_steps():
+        given = {}
+        for spacing in ("quadratic", "linear"):
+            with contextlib.suppress(OptionError):
+                given[spacing] = compile_sample(card, SampleOptions(steps=steps, spacing=spacing))
+        wanted = "quadratic" if "quadratic" in given else "linear"
+        assert compile_sample(card, SampleOptions(steps=steps)) == given[wanted], steps
+        chosen.add(wanted)
+    assert chosen == {"quadratic", "linear"}
 
 
 def test_iterate_and_accumulator_differ_from_three_steps_on():
