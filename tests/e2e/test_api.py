@@ -219,6 +219,7 @@ def saved(mode: str, **options) -> bytes:
         (saved("P", transparency=0), "P with it"),
         (saved("L", transparency=0), "L with it"),
     ],
+    ids=["16-bit grey", "grey with alpha", "RGB with alpha", "transparent palette", "transparent grey"],
 )
 def test_a_png_that_a_conversion_would_change_is_refused(server: RunningServer, picture, told):
     """16 bits saturate and alpha is dropped on the way to 8 grey bits, so such files are refused by their mode."""
