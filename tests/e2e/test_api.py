@@ -81,6 +81,11 @@ BAD = {
         "INVALID_ARGUMENT",
         "weights: row 0 must hold 1 values",
     ),
+    "a long row of weights is refused before the sampler is looked at": (
+        sample(sampler="ddim", weights=[pb.Weights(values=np.ones(100_000))]),
+        "INVALID_ARGUMENT",
+        "weights: row 0 must hold 1 values",
+    ),
     "10,000 rows of weights": (
         sample(sampler="custom", weights=[pb.Weights()] * 10_000),
         "INVALID_ARGUMENT",
