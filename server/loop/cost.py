@@ -6,16 +6,21 @@ from __future__ import annotations
 class StepCost:
     """Least squares with exponential forgetting over the batches that ran.
 
-    The first batches of a network are slower (allocation, caches); forgetting lets them fade.
+    The first batch of a network is left out: it pays for what is set up once, and can take ten times
+    as long as any other. On its word alone, requests with deadlines would be refused.
     """
 
     def __init__(self, memory: float = 50.0) -> None:
         self._keep = 1.0 - 1.0 / memory
         self._weight = self._n = self._t = self._nn = self._nt = 0.0
         self._widest = 0
+        self._cold = True
 
     def record(self, rows: int, seconds: float) -> None:
         """A batch of `rows` network rows took `seconds`."""
+        if self._cold:
+            self._cold = False
+            return
         keep = self._keep
         self._widest = max(self._widest, rows)
         self._weight = self._weight * keep + 1.0
