@@ -98,11 +98,14 @@ class FakeServer(rpc.SamplerServicer, rpc.ScorerServicer, rpc.ModelsServicer):
         return response
 
     def SampleStream(self, request: pb.SampleRequest, context: grpc.ServicerContext) -> Iterator[pb.SampleEvent]:
-        context.add_callback(self.stream_cancelled.set)
+        # The callback comes at the end of every call, a finished one's perhaps during the next: only an early end counts.
+        finished = threading.Event()
+        context.add_callback(lambda: None if finished.is_set() else self.stream_cancelled.set())
         steps = request.steps or 3
         for step in range(1, steps + 1):
             preview = pb.Preview(step=step, steps=steps, image=_message(images_for(1), request.encoding))
             yield pb.SampleEvent(preview=preview)
+        finished.set()
         if request.model != "mute":
             yield pb.SampleEvent(result=self.Sample(request, context))
 
