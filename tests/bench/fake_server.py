@@ -98,7 +98,7 @@ class FakeServer(rpc.SamplerServicer, rpc.ScorerServicer, rpc.ModelsServicer):
         return response
 
     def SampleStream(self, request: pb.SampleRequest, context: grpc.ServicerContext) -> Iterator[pb.SampleEvent]:
-        # The callback comes at the end of every call, a finished one's perhaps during the next: only an early end counts.
+        # The callback comes at the end of every call, a finished one's perhaps during the next one.
         finished = threading.Event()
         context.add_callback(lambda: None if finished.is_set() else self.stream_cancelled.set())
         steps = request.steps or 3
