@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -55,6 +56,17 @@ def test_python_example_runs(server: RunningServer):
     (code,) = [block for kind, block in BLOCKS if kind == "python"]
     output = run([sys.executable, "-c", code.replace("127.0.0.1:8001", server.address)], ROOT)
     assert "(16, 1, 8, 8)" in output
+
+
+def test_sampler_table_is_the_committed_result():
+    """Latencies and FD-digits of the README's table are those of bench/results/demo.json, rounded."""
+    methods = json.loads((ROOT / "bench" / "results" / "demo.json").read_text())["samples"]["methods"]
+    for name in ("DDIM", "iDDIM", "VDRME"):
+        rows = [method for method in methods if method["sampler"] == name]
+        (line,) = [line for line in TEXT.splitlines() if re.match(rf"\| digits-\w+ \| {name}\b", line)]
+        cells = [cell.strip() for cell in line.split("|")]
+        for cell, field, scale in ((4, "latency_p50", 1e3), (5, "latency_p95", 1e3), (6, "frechet", 1.0)):
+            assert cells[cell] == " / ".join(f"{method[field] * scale:.1f}" for method in rows), (name, field)
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#]+)\)", TEXT))))
