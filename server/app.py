@@ -59,11 +59,11 @@ class App:
             config.limits, on_step=lambda *step: self.metrics.observe_step(*step), on_death=self._on_death
         )
         self.metrics = Metrics(
-            self.engine.batcher, config.engine, lambda name: repository.has(name.removesuffix(".score"))
+            self.engine.batcher, config.engine, lambda name: self.repository.has(name.removesuffix(".score"))
         )
         gate = Gate(config.security, self.metrics)
-        repository = Repository(config, runtime, self.engine)
-        await asyncio.to_thread(repository.load_all)
+        self.repository = Repository(config, runtime, self.engine)
+        await asyncio.to_thread(self.repository.load_all)
         servicers: dict[ServiceDescriptor, type[Service]] = {
             file.DESCRIPTOR.services_by_name[kind.__name__]: kind
             for file, kinds in ((pb, (Sampler, Scorer, Models)), (oip, (GRPCInferenceService,)))
@@ -84,7 +84,7 @@ class App:
         )
         self.server.add_generic_rpc_handlers(
             [
-                service_handler(service, kind(repository, self.engine, self.metrics, config), self.metrics, gate)
+                service_handler(service, kind(self.repository, self.engine, self.metrics, config), self.metrics, gate)
                 for service, kind in servicers.items()
             ]
         )

@@ -21,6 +21,10 @@ class NotFound(ServerError):
     """Unknown model, version or label; the message lists what there is."""
 
 
+class ModelGone(NotFound):
+    """The model was unloaded or replaced after it was looked up: looking it up again finds what there is now."""
+
+
 class FailedPrecondition(ServerError):
     """The model cannot do that."""
 
@@ -63,6 +67,7 @@ class PermissionDenied(ServerError):
 STATUS: dict[type[ServerError], grpc.StatusCode] = {
     InvalidArgument: grpc.StatusCode.INVALID_ARGUMENT,
     NotFound: grpc.StatusCode.NOT_FOUND,
+    ModelGone: grpc.StatusCode.NOT_FOUND,
     FailedPrecondition: grpc.StatusCode.FAILED_PRECONDITION,
     Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,

@@ -18,7 +18,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from ..clients import CLIENT, UNLIMITED
-from ..errors import STATUS, Internal, InvalidArgument, Overloaded, ServerError
+from ..errors import STATUS, Internal, InvalidArgument, ModelGone, Overloaded, ServerError
 from ..loop.engine import Engine
 from ..metrics import Metrics
 from ..security import Gate
@@ -126,9 +126,35 @@ async def answer(rpc: str, handler: Callable[[Any], Awaitable[Any]], request: An
     with _Observed(rpc, request, metrics) as observed:
         try:
             CLIENT.get(UNLIMITED).request()
-            return await handler(request)
+            return await _with_current_model(handler, request)
         except Exception as error:
             return observed.failed(error)
+
+
+async def _with_current_model(handler: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:
+    """Call a handler, and again where its model went while it prepared the job: that must cost no request.
+
+    Models go after others have taken their place, so that each round finds another one, or NotFound.
+    """
+    while True:
+        try:
+            return await handler(*arguments)
+        except ModelGone as error:
+            log.debug("%s; looking it up again", error)
+
+
+async def _events_of_current_model(
+    handler: Callable[..., AsyncGenerator[Any, None]], *arguments: Any
+) -> AsyncGenerator[Any, None]:
+    """As `_with_current_model`, of a stream of responses: jobs are refused before the first one."""
+    while True:
+        try:
+            async with aclosing(handler(*arguments)) as events:
+                async for event in events:
+                    yield event
+            return
+        except ModelGone as error:
+            log.debug("%s; looking it up again", error)
 
 
 async def in_order(
@@ -179,7 +205,7 @@ def _unary(path: str, handler: Callable[..., Any], metrics: Metrics, gate: Gate)
             try:
                 gate.enter(path, context)
                 _check_parsed(request)
-                return await handler(request, context)
+                return await _with_current_model(handler, request, context)
             except Exception as error:
                 await observed.abort(context, error)
 
@@ -195,7 +221,7 @@ def _stream(path: str, handler: Callable[..., Any], metrics: Metrics, gate: Gate
                 gate.enter(path, context)
                 _check_parsed(request)
                 given = _parsed(request) if isinstance(request, AsyncIterator) else request
-                async with aclosing(handler(given, context)) as responses:
+                async with aclosing(_events_of_current_model(handler, given, context)) as responses:
                     async for response in responses:
                         yield response
             except Exception as error:

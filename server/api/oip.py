@@ -36,7 +36,7 @@ from protos import inference_pb2 as oip
 
 from .. import __version__
 from ..config import Config
-from ..errors import STATUS, FailedPrecondition, InvalidArgument, NotFound, ServerError
+from ..errors import STATUS, FailedPrecondition, InvalidArgument, ModelGone, NotFound, ServerError
 from ..loop.engine import Engine
 from ..loop.runner import row_bytes
 from ..metrics import Metrics
@@ -219,6 +219,8 @@ class GRPCInferenceService(Service):
         infer = self._score if face.scores else self._sample
         try:
             result = await infer(face, request, deadline)
+        except ModelGone:
+            raise  # and be called again
         except ServerError:
             _add(statistics.inference_stats.fail, perf_counter() - started)
             raise

@@ -30,7 +30,7 @@ from math import ceil
 from sortedcontainers import SortedList
 
 from ..config import Limits
-from ..errors import DeadlineExceeded, NotFound, ServerError
+from ..errors import DeadlineExceeded, ModelGone, ServerError
 from ..types import Batch, Job, ModelKey, Row
 from .admission import Admission
 from .cost import StepCost
@@ -118,7 +118,7 @@ class Batcher:
         """Admit a job, or raise what `Admission.check` raises; a refused job leaves no trace."""
         model = self._models.get(job.model)
         if model is None or job.model in self._closed:
-            raise NotFound(f"model {job.model.name} version {job.model.version} is not loaded any more")
+            raise ModelGone(f"model {job.model.name} version {job.model.version} is not loaded any more")
         now = self._clock()
         width = min(model.capacity, model.in_flight + len(job.rows)) * job.rows[0].network_rows
         run = self._run_seconds(job, width)

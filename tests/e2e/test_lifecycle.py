@@ -17,6 +17,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+import tritonclient.grpc as triton
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from export.runtime.onnxruntime import OnnxRuntime
@@ -24,6 +25,7 @@ from protos import fewstep_pb2 as pb
 from server import repository as repository_module
 from server.app import App
 from server.config import Config, ConfigError, Limits
+from server.types import Job
 
 from ..conftest import ROOT
 from ..running import running_server
@@ -209,6 +211,54 @@ def own_repository(repository: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
+def next_version(source: Path) -> Path:
+    """A copy of a bundle beside it, one version further."""
+    target = source.parent / str(int(source.name) + 1)
+    shutil.copytree(source, target)
+    manifest = json.loads((target / "manifest.json").read_text())
+    (target / "manifest.json").write_text(json.dumps(manifest | {"version": int(target.name)}))
+    return target
+
+
+def sample_natively(server) -> int:
+    return server.sample(pb.SampleRequest(model="digits-ddpm", steps=1)).version
+
+
+def sample_as_a_stream(server) -> int:
+    *_, last = server.stream(pb.SampleRequest(model="digits-ddpm", steps=2))
+    return last.result.version
+
+
+def sample_as_triton(server) -> int:
+    with triton.InferenceServerClient(server.address) as client:
+        seed = triton.InferInput("SEED", [1, 1], "UINT64")
+        seed.set_data_from_numpy(np.zeros((1, 1), np.uint64))
+        answered = client.infer("digits-ddpm", [seed]).get_response()
+        counted = client.get_inference_statistics("digits-ddpm").model_stats
+    assert [stats.inference_stats.fail.count for stats in counted] == [0]
+    return int(answered.model_version)
+
+
+@pytest.mark.parametrize("sample", [sample_natively, sample_as_a_stream, sample_as_triton])
+def test_a_model_replaced_between_lookup_and_submission_costs_no_request(own_repository: Path, monkeypatch, sample):
+    """The model that a job was made for goes before the engine gets the job: the job is made anew."""
+    (source,) = (own_repository / "digits-ddpm").iterdir()
+    with running_server(own_repository) as server:
+        submit, jobs = server.app.engine.submit, []
+
+        def submit_late(job: Job) -> None:
+            if not jobs:
+                next_version(source)
+                shutil.rmtree(source)
+                server.app.repository.reload("digits-ddpm")
+            jobs.append(job)
+            submit(job)
+
+        monkeypatch.setattr(server.app.engine, "submit", submit_late)
+        assert sample(server) == int(source.name) + 1
+        assert [job.model.version for job in jobs] == [int(source.name), int(source.name) + 1]
+
+
 def test_models_come_and_go_without_dropping_a_request(own_repository: Path):
     """While requests run without pause, a version is added, reloaded and unloaded; every request is answered."""
     name = "digits-ddpm"
@@ -227,10 +277,7 @@ def test_models_come_and_go_without_dropping_a_request(own_repository: Path):
             asker.start()
         source = next((own_repository / name).iterdir())
         first = int(source.name)
-        manifest = json.loads((source / "manifest.json").read_text())
-        target = own_repository / name / str(first + 1)
-        shutil.copytree(source, target)
-        (target / "manifest.json").write_text(json.dumps(manifest | {"version": first + 1}))
+        next_version(source)
         assert {m.version for m in manage(server, "ReloadModel", model=name).models} == {first, first + 1}
         assert manage(server, "LoadModel", model=name, version=first + 1).model.version == first + 1
         assert manage(server, "UnloadModel", model=name, version=first).model.version == first
