@@ -23,13 +23,14 @@ class ModelKey(NamedTuple):
 class Row:
     """One sample in flight. `slot` is its place in the model's state pools while it has one.
 
-    sample: keys the row's noise, with the job's seed. label: None where the model takes none.
+    seed, sample: key the row's noise. label: None where the model takes none.
     image: the caller's image, `(elements,)` float32, where the program starts from it.
     state, energy, preview, failure, history (the predictions, where the program weights them): filled
     in by the runner as the row's program goes on.
     """
 
     job: Job
+    seed: int
     sample: int
     program: Program
     label: int | None = None
@@ -67,7 +68,6 @@ class Job:
     """
 
     model: ModelKey
-    seed: int
     on_done: Callable[[Job, ServerError | None], None]
     on_preview: Callable[[Row], None] | None = None
     priority: int = 0

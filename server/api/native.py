@@ -48,9 +48,9 @@ class Service:
         """Whether requests are taken."""
         return self.engine.alive and self.engine.batcher.admission.open
 
-    def job(self, model: Model, seed: int, priority: int, pending: PendingJob, deadline: float | None) -> Job:
+    def job(self, model: Model, priority: int, pending: PendingJob, deadline: float | None) -> Job:
         """A job without rows."""
-        return Job(model.key, seed, pending.on_done, priority=priority, deadline=deadline, arrived=perf_counter())
+        return Job(model.key, pending.on_done, priority=priority, deadline=deadline, arrived=perf_counter())
 
     def timing(self, job: Job) -> pb.Timing:
         self.metrics.observe_job(job)
@@ -93,8 +93,9 @@ class Sampler(Service):
         encoding = check_encoding(request.encoding, model.card.image)
         plan = sample_plan(model, request, self.config.limits.max_rows_per_request)
         pending = PendingJob(self.engine)
-        job = self.job(model, check_seed(request), check_priority(request), pending, deadline_of(context))
-        job.rows = [Row(job, i, plan.program, label) for i, label in enumerate(plan.labels)]
+        job = self.job(model, check_priority(request), pending, deadline_of(context))
+        seed = check_seed(request)
+        job.rows = [Row(job, seed, i, plan.program, label) for i, label in enumerate(plan.labels)]
         job.row_bytes = row_bytes(model.bundle, plan.program)
         return _SampleCall(model, job, pending, encoding, plan.sampler)
 
@@ -106,7 +107,7 @@ class Sampler(Service):
             model=card.name,
             version=call.model.key.version,
             images=encode_images(states, card.image, call.encoding),
-            seed=job.seed,
+            seed=job.rows[0].seed,
             sampler=call.sampler,
             steps=len(program.lines),
             nfe=program.nfe,
@@ -147,9 +148,10 @@ class Scorer(Service):
             raise InvalidArgument("scales", f"{len(images)} images at {len(plans)} scales, at most {limit} together")
         rate = check_false_alarm_rate(model, request, [name for name, _ in plans])
         pending = PendingJob(self.engine)
-        job = self.job(model, check_seed(request), check_priority(request), pending, deadline)
+        job = self.job(model, check_priority(request), pending, deadline)
+        seed = check_seed(request)
         flat: Floats = images.reshape(len(images), -1)
-        job.rows = [Row(job, i, program, image=image) for _, program in plans for i, image in enumerate(flat)]
+        job.rows = [Row(job, seed, i, program, image=image) for _, program in plans for i, image in enumerate(flat)]
         job.row_bytes = row_bytes(model.bundle, plans[0][1])
         await pending.done(job)
         return self._response(model, job, [name for name, _ in plans], len(images), rate)
@@ -164,7 +166,7 @@ class Scorer(Service):
             version=model.key.version,
             scores=scores,
             false_alarm_rate=rate,
-            seed=job.seed,
+            seed=job.rows[0].seed,
             nfe=len(scales),
             timing=self.timing(job),
         )

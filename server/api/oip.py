@@ -41,7 +41,7 @@ from ..loop.engine import Engine
 from ..loop.runner import row_bytes
 from ..metrics import Metrics
 from ..repository import Repository
-from ..types import Job, Row
+from ..types import Row
 from .calls import Context, PendingJob, answer, in_order, message_of
 from .native import Scorer, Service, deadline_of
 from .oip_models import Face, faces_of, find_face
@@ -96,7 +96,7 @@ _SCORING: dict[str, Reader] = {"scales": names, "false_alarm_rate": number, "see
 class Answer(NamedTuple):
     """What an inference came to.
 
-    outputs: arrays by name. chosen: values for the response's parameters. timing: the slowest job's.
+    outputs: arrays by name. chosen: values for the response's parameters. timing: the job's.
     submitted, done: when the core got the work and gave it back, on the clock of `perf_counter`.
     """
 
@@ -233,7 +233,7 @@ class GRPCInferenceService(Service):
         return response
 
     async def _sample(self, face: Face, request: oip.ModelInferRequest, deadline: float | None) -> Answer:
-        """One job for each seed: noise is keyed by the job's seed, and every row is the sample 0 of its own."""
+        """One job, whose rows are each the sample 0 of a seed of their own."""
         model, limit = face.model, self.config.limits.max_rows_per_request
         parameters = read_parameters(request, {**_SAMPLING, **_COMMON})
         requested_outputs(request, face.outputs)  # there is but one
@@ -243,26 +243,20 @@ class GRPCInferenceService(Service):
         plan = sample_plan(model, _sample_request(parameters, len(seeds), labels), limit, "LABEL")
         priority, deadline = _scheduling(parameters, deadline)
         pending = PendingJob(self.engine)
-        jobs: dict[int, Job] = {}
-        rows: list[Row] = []
-        for seed, label in zip(seeds, plan.labels, strict=True):
-            if seed not in jobs:
-                jobs[seed] = self.job(model, seed, priority, pending, deadline)
-                jobs[seed].row_bytes = row_bytes(model.bundle, plan.program)
-            rows.append(Row(jobs[seed], 0, plan.program, label))
-            jobs[seed].rows.append(rows[-1])
+        job = self.job(model, priority, pending, deadline)
+        job.rows = [Row(job, seed, 0, plan.program, label) for seed, label in zip(seeds, plan.labels, strict=True)]
+        job.row_bytes = row_bytes(model.bundle, plan.program)
         submitted = perf_counter()
-        await pending.done(*jobs.values())
+        await pending.done(job)
         done = perf_counter()
-        images = np.stack([row.state for row in rows]).reshape(-1, *model.card.image.shape)
+        images = np.stack([row.state for row in job.rows]).reshape(-1, *model.card.image.shape)
         chosen: dict[str, str | float] = {
             "sampler": plan.sampler,
             "steps": len(plan.program.lines),
             "nfe": plan.program.nfe,
             "gradient_passes": plan.program.gradient_passes,
         }
-        timing = max((self.timing(job) for job in jobs.values()), key=lambda timing: timing.total_seconds)
-        return Answer({"IMAGES": images}, chosen, timing, submitted, done)
+        return Answer({"IMAGES": images}, chosen, self.timing(job), submitted, done)
 
     async def _score(self, face: Face, request: oip.ModelInferRequest, deadline: float | None) -> Answer:
         model = face.model

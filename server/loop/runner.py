@@ -117,7 +117,7 @@ class ModelRunner:
     @staticmethod
     def _fail(row: Row) -> None:
         step = f"step {row.line + 1} of {len(row.program.lines)}"
-        row.failure = Internal(f"sample {row.sample} became non-finite at {step}")
+        row.failure = Internal(f"sample {row.sample} of seed {row.seed} became non-finite at {step}")
 
     # -- parts of a step ------------------------------------------------------------------------
 
@@ -135,7 +135,7 @@ class ModelRunner:
                 wanted.setdefault(latent.elements, []).append((row, line.latent))
         noises: _Noises = {}
         for elements, keys in wanted.items():
-            seeds, samples, draws = [k.job.seed for k, _ in keys], [k.sample for k, _ in keys], [d for _, d in keys]
+            seeds, samples, draws = [k.seed for k, _ in keys], [k.sample for k, _ in keys], [d for _, d in keys]
             values = torch.from_numpy(normal(seeds, samples, draws, elements))
             for (row, draw), value in zip(keys, values, strict=True):
                 noises[row.slot, draw] = value

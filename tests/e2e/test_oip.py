@@ -434,13 +434,17 @@ def test_priority_and_timeout_are_tritons(server: RunningServer, client, monkeyp
     assert jobs[-1].deadline == pytest.approx(jobs[-1].arrived + 20.0, abs=1.0)
 
 
-def test_a_request_is_refused_as_a_whole(repository: Path):
-    """When the queue has no room for all rows, none runs on, and RESOURCE_EXHAUSTED reaches the client."""
+def test_a_full_queue_refuses_a_request_as_a_whole(repository: Path):
+    """When the queue has no room for all rows, none is taken, and RESOURCE_EXHAUSTED reaches the client."""
     limits = Limits(max_rows_in_flight=4, max_waiting_rows=8)
     with running_server(repository, limits=limits) as server, triton.InferenceServerClient(server.address) as client:
+        ahead = server.later(pb.SampleRequest(model=SAMPLER, count=64, steps=100, spacing="linear"))
+        wait_until(lambda: server.app.engine.batcher.admission.waiting_rows > 0)
         with pytest.raises(InferenceServerException, match="retry in") as caught:
-            client.infer(SAMPLER, [seeds(*range(64))], parameters={"steps": 100, "spacing": "linear"})
+            client.infer(SAMPLER, [seeds(*range(8))], parameters={"steps": 1})
         assert caught.value.status() == "StatusCode.RESOURCE_EXHAUSTED"
+        assert server.app.engine.batcher.jobs == 1
+        ahead.cancel()
         wait_until(lambda: idle(server))
         assert client.infer(SAMPLER, [seeds(1)], parameters={"steps": 1}).as_numpy("IMAGES").shape[0] == 1
 
@@ -578,7 +582,7 @@ def test_a_cancelled_stream_frees_its_rows(server: RunningServer, client: triton
     client.start_stream(lambda result, error: results.put(error))
     for _ in range(3):
         client.async_stream_infer(SAMPLER, [seeds(*range(64))], parameters={"steps": 100, "spacing": "linear"})
-    wait_until(lambda: server.app.engine.batcher.jobs > 64)
+    wait_until(lambda: server.app.engine.batcher.jobs > 1)
     client.stop_stream(cancel_requests=True)
     assert results.get(timeout=20).status() == "StatusCode.CANCELLED"
     wait_until(lambda: idle(server))

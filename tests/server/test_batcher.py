@@ -42,9 +42,9 @@ class World:
     def submit(
         self, steps: int, rows: int = 1, *, model: ModelKey = MODEL, priority: int = 0, deadline=None, **kwargs
     ) -> Job:
-        job = Job(model, 0, lambda *_: None, priority=priority, deadline=deadline, row_bytes=8)
+        job = Job(model, lambda *_: None, priority=priority, deadline=deadline, row_bytes=8)
         compiled = program(steps, **kwargs)
-        job.rows = [Row(job, i, compiled) for i in range(rows)]
+        job.rows = [Row(job, 0, i, compiled) for i in range(rows)]
         self.batcher.submit(job)
         return job
 

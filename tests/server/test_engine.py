@@ -47,8 +47,8 @@ def engine(runner: Runner):
 
 
 def submit(engine: Engine, on_done, rows: int = 1) -> Job:
-    job = Job(KEY, 0, on_done)
-    job.rows = [Row(job, i, PROGRAM) for i in range(rows)]
+    job = Job(KEY, on_done)
+    job.rows = [Row(job, 0, i, PROGRAM) for i in range(rows)]
     engine.submit(job)
     return job
 
