@@ -147,6 +147,19 @@ class Repository:
             self._remove(model)
             return model
 
+    def unload_all(self, name: str) -> list[Model]:
+        """Take all versions of a model out of service; returns when the requests that they had are done.
+
+        Raises:
+            InvalidArgument: no model has so long a name. NotFound: none is loaded.
+        """
+        with self._changing:
+            self.find(name, 0)
+            models = [model for model in self.models if model.key.name == name]
+            for model in models:
+                self._remove(model)
+            return models
+
     def reload(self, name: str) -> list[Model]:
         """Bring one name up to date with the disk: new and changed versions are loaded, vanished ones unloaded.
 

@@ -32,6 +32,14 @@ def repository() -> Path:
     return target
 
 
+@pytest.fixture
+def own_repository(repository: Path, tmp_path: Path) -> Path:
+    """A repository of the test's own, with the newest digits-ddpm in it."""
+    newest = max((repository / "digits-ddpm").iterdir(), key=lambda directory: int(directory.name))
+    shutil.copytree(newest, tmp_path / "digits-ddpm" / newest.name)
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def server(repository: Path) -> Iterator[RunningServer]:
     """One server with the default engine for all tests that leave no trace in it."""

@@ -22,6 +22,7 @@ fewstep.v1's 10..-10) and `timeout` (microseconds; the call's deadline holds too
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
@@ -183,6 +184,20 @@ class GRPCInferenceService(Service):
             faces = [found] if request.version else faces
         return oip.ModelStatisticsResponse(model_stats=[self._statistics_of(face) for face in faces])
 
+    async def RepositoryModelLoad(
+        self, request: oip.RepositoryModelLoadRequest, context: Context
+    ) -> oip.RepositoryModelLoadResponse:
+        _check_repository(request, accepted=())
+        await asyncio.to_thread(self.repository.reload, request.model_name)
+        return oip.RepositoryModelLoadResponse()
+
+    async def RepositoryModelUnload(
+        self, request: oip.RepositoryModelUnloadRequest, context: Context
+    ) -> oip.RepositoryModelUnloadResponse:
+        _check_repository(request, accepted=("unload_dependents",))
+        await asyncio.to_thread(self.repository.unload_all, request.model_name)
+        return oip.RepositoryModelUnloadResponse()
+
     # -- inference --------------------------------------------------------------------------------
 
     async def ModelInfer(self, request: oip.ModelInferRequest, context: Context) -> oip.ModelInferResponse:
@@ -296,6 +311,16 @@ class GRPCInferenceService(Service):
         if key not in self._statistics:
             self._statistics[key] = oip.ModelStatistics(name=face.name, version=str(face.version))
         return self._statistics[key]
+
+
+def _check_repository(
+    request: oip.RepositoryModelLoadRequest | oip.RepositoryModelUnloadRequest, accepted: tuple[str, ...]
+) -> None:
+    if request.repository_name:
+        raise NotFound(f"repository_name: there is one repository, without a name; got {request.repository_name!r}")
+    unknown = sorted(set(request.parameters) - set(accepted))
+    if unknown:
+        raise InvalidArgument("parameters", f"models are loaded as they are on disk; cannot take {', '.join(unknown)}")
 
 
 def _seeds(seeds: Array) -> list[int]:

@@ -203,14 +203,6 @@ def manage(server, method: str, **fields):
     return server.call("Models", method, request, getattr(pb, f"{method}Response"), timeout=60)
 
 
-@pytest.fixture
-def own_repository(repository: Path, tmp_path: Path) -> Path:
-    """A repository of the test's own, with the newest digits-ddpm in it."""
-    newest = max((repository / "digits-ddpm").iterdir(), key=lambda directory: int(directory.name))
-    shutil.copytree(newest, tmp_path / "digits-ddpm" / newest.name)
-    return tmp_path
-
-
 def next_version(source: Path) -> Path:
     """A copy of a bundle beside it, one version further."""
     target = source.parent / str(int(source.name) + 1)
