@@ -46,6 +46,13 @@ PRIORITY_SECONDS = 0.1
 URGENCY_SECONDS = 5.0
 """The most by which priority and deadline together may make a row due before it joined its queue."""
 
+STALE_SECONDS = 5.0
+"""After this long, and twice the step itself, without a batch of a network, its cost refuses nobody any more.
+
+Else one slow spell, e.g. while a model is loaded, could refuse every request with a deadline for good: no batch would
+run that could show that the spell is over.
+"""
+
 
 @dataclass(slots=True)
 class _Model:
@@ -275,7 +282,9 @@ class Batcher:
         A row's `failure` ends its whole job, and nobody else's.
         """
         network_rows = batch.network_rows
-        self._costs.setdefault((batch.model, batch.network), StepCost()).record(network_rows, seconds)
+        cost = self._costs.setdefault((batch.model, batch.network), StepCost())
+        cost.record(network_rows, seconds)
+        cost.recorded_at = self._clock()
         self._device_seconds[batch.model, batch.kind] += seconds
         self.counters.batches += 1
         self.counters.batch_rows += network_rows
@@ -347,12 +356,13 @@ class Batcher:
         )
 
     def _round_seconds(self, network: tuple[ModelKey, str], network_rows: int) -> float:
-        """Predicted time for all of `network_rows` to take one step of a network; 0 before any was measured."""
+        """Predicted time for all of `network_rows` to take one step of a network; 0 where none was measured lately."""
         cost = self._costs.get(network)
         if cost is None or not network_rows:
             return 0.0
         batches = ceil(network_rows / self._batch_limit(network))
-        return batches * cost.seconds(network_rows / batches)
+        seconds = batches * cost.seconds(network_rows / batches)
+        return seconds if self._clock() - cost.recorded_at <= STALE_SECONDS + 2.0 * seconds else 0.0
 
     def _run_seconds(self, job: Job, network_rows: int) -> float:
         """Predicted seconds of a job once its rows have slots: one round a line, beside the other kinds at work."""

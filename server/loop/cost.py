@@ -15,6 +15,8 @@ class StepCost:
         self._weight = self._n = self._t = self._nn = self._nt = 0.0
         self._widest = 0
         self._cold = True
+        self.recorded_at = 0.0
+        """When the last batch ended, on the clock of whoever records."""
 
     def record(self, rows: int, seconds: float) -> None:
         """A batch of `rows` network rows took `seconds`."""

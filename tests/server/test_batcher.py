@@ -346,6 +346,22 @@ def test_a_cold_start_is_not_held_against_anyone():
     world.submit(10, deadline=world.now + 1.0)
 
 
+def test_a_slow_spell_does_not_refuse_for_good():
+    """After a slow batch a deadline is refused on its word, but not when nothing has been measured for a while."""
+    world = World()
+    for seconds in (0.01, 1.0):  # the first one is cold, and does not count
+        world.submit(1)
+        world.step(seconds=seconds)
+    with pytest.raises(DeadlineExceeded):
+        world.submit(10, deadline=world.now + 5.0)
+    world.now += 10.0
+    job = world.submit(10, deadline=world.now + 5.0)
+    for _ in range(10):
+        world.step(seconds=0.01)
+    assert world.ended[job] is None
+    world.submit(10, deadline=world.now + 5.0)
+
+
 def test_a_few_small_batches_refuse_nothing():
     """After batches of one row alone, a wide job with a deadline is still taken: its cost cannot be told yet."""
     world = World()
