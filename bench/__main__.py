@@ -1,4 +1,4 @@
-"""`python -m bench load|demo|quality`: exit code 0 done, 1 failed, 2 wrong usage."""
+"""`python -m bench load|demo|quality|faults`: exit code 0 done, 1 failed, 2 wrong usage."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from rich.console import Console
 from server.client import FewstepError
 
 from . import demo, load, quality
+from .faults import command as faults
 from .server_process import ServerFailed
 
-MEASUREMENTS = {"load": load, "demo": demo, "quality": quality}
+MEASUREMENTS = {"load": load, "demo": demo, "quality": quality, "faults": faults}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,7 +10,6 @@ import argparse
 import asyncio
 import contextlib
 import math
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +18,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from prometheus_client.parser import text_string_to_metric_families
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -30,6 +28,7 @@ from server.client import FewstepClient, ModelDescription
 from server.client.messages import sample_request, score_request
 
 from .environment import describe_environment
+from .metrics_page import read_metrics
 from .mix import Kind, parse_mix, resolve
 from .percentiles import percentiles
 from .schedule import Schedule, poisson
@@ -177,15 +176,11 @@ def _kind_result(kind: Kind, outcomes: Sequence[Outcome]) -> KindResult:
 
 def read_batches(metrics_address: str) -> dict[tuple[str, str], tuple[float, float]]:
     """Batches and rows run so far by (model, network), from the server's metrics page."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the page is never behind a proxy
-    with opener.open(f"http://{metrics_address}/metrics", timeout=10) as page:
-        text = page.read().decode()
     found: dict[tuple[str, str], dict[str, float]] = {}
-    for family in text_string_to_metric_families(text):
-        if family.name == "fewstep_batch_rows":
-            for entry in family.samples:
-                key = (entry.labels["model"], entry.labels["network"])
-                found.setdefault(key, {})[entry.name.removeprefix("fewstep_batch_rows_")] = entry.value
+    for sample in read_metrics(metrics_address):
+        if sample.name in ("fewstep_batch_rows_count", "fewstep_batch_rows_sum"):
+            key = (sample.labels["model"], sample.labels["network"])
+            found.setdefault(key, {})[sample.name.removeprefix("fewstep_batch_rows_")] = sample.value
     return {key: (values["count"], values["sum"]) for key, values in found.items()}
 
 

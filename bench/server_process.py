@@ -79,6 +79,17 @@ class ServerProcess:
             if code != 0 and error is None:
                 raise ServerFailed(f"the server ended with code {code}{self._end_of_log()}")
 
+    @property
+    def pid(self) -> int:
+        """Its process id.
+
+        Raises:
+            ServerFailed: it was never started.
+        """
+        if self._process is None:
+            raise ServerFailed("the server was never started")
+        return self._process.pid
+
     def stop(self) -> int:
         """Send SIGTERM and wait for the server to drain; a second call only returns the code again.
 
