@@ -17,13 +17,13 @@ import pytest
 from bench.__main__ import main
 from bench.faults import campaign as campaign_module
 from bench.faults.campaign import Campaign, PhaseResult, Server
-from bench.faults.command import newest_bundles
 from bench.faults.contents import draw_contents
 from bench.faults.kinds import KINDS, Drawer
 from bench.faults.malformed import garbage, mangled, with_unknown_fields
 from bench.faults.oracle import Oracle, OracleError
 from bench.faults.report import Bounds
 from bench.faults.requests import INFER_STREAM, METHODS, SAMPLE, SCORE, STREAM, Request
+from bench.faults.session import newest_bundles
 from bench.footprint import Footprint, footprint
 from protos import fewstep_pb2 as pb
 from protos import inference_pb2 as oip
