@@ -255,9 +255,13 @@ class FewstepClient:
             if key not in self._ranges:
                 described = self.describe(model, version=version)
                 self._ranges[key] = (described.low, described.high)
-            return from_pixels(np.stack([decode_png(file) for file in images.png]), *self._ranges[key])
+            try:
+                return from_pixels(np.stack([decode_png(file) for file in images.png]), *self._ranges[key])
+            except (OSError, SyntaxError, ValueError) as error:
+                message = f"the server sent {len(images.png)} images as PNG, which cannot be read: {error}"
+                raise FewstepError(grpc.StatusCode.DATA_LOSS, message) from error
         wanted = 4 * math.prod(images.shape)
-        if len(images.shape) != 4 or len(images.raw) != wanted:
+        if len(images.shape) != 4 or min(images.shape) < 0 or len(images.raw) != wanted:
             message = f"the server sent {len(images.raw)} bytes of images of shape {list(images.shape)}"
             raise FewstepError(grpc.StatusCode.DATA_LOSS, message)
         return np.frombuffer(images.raw, dtype="<f4").reshape(images.shape).astype(np.float32)

@@ -101,10 +101,14 @@ def read_images(path: Path, shape: tuple[int, int, int], low: float, high: float
 
 def _read_array(path: Path, shape: tuple[int, int, int]) -> NDArray[np.float32]:
     try:
-        array = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        with path.open("rb") as file:
+            # Not np.load, which takes zip archives too.
+            array = np.lib.format.read_array(file, allow_pickle=False)
+    except OSError:
+        raise
+    except Exception as error:  # the header is parsed as Python, and fails in as many ways
         raise ImageFileError(f"{path}: no plain NumPy array: {error}") from error
-    if not isinstance(array, np.ndarray) or not np.issubdtype(array.dtype, np.floating):
+    if not np.issubdtype(array.dtype, np.floating):
         raise ImageFileError(f"{path}: must hold floating-point values in the model's range, got {array.dtype}")
     if array.ndim not in (3, 4) or array.shape[-3:] != shape:
         wanted = ", ".join(map(str, shape))
@@ -125,6 +129,6 @@ def _read_picture(path: Path, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
             if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (255, 255):
                 raise ImageFileError(f"{path}: has transparent pixels, whose colour is undefined")
             pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
-    except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
         raise ImageFileError(f"{path}: no picture that can be read: {error}") from error
     return pixels[np.newaxis] if channels == 1 else pixels.transpose(2, 0, 1)

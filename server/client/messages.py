@@ -138,13 +138,12 @@ def failure(error: grpc.RpcError) -> FewstepError:
 
 def _retry_after(status: bytes) -> float | None:
     try:
-        details = status_pb2.Status.FromString(status).details
+        for detail in status_pb2.Status.FromString(status).details:
+            info = error_details_pb2.RetryInfo()
+            if detail.Unpack(info):
+                return float(info.retry_delay.seconds + info.retry_delay.nanos * 1e-9)
     except DecodeError:  # the code and the message stand without it
         return None
-    for detail in details:
-        info = error_details_pb2.RetryInfo()
-        if detail.Unpack(info):
-            return float(info.retry_delay.seconds + info.retry_delay.nanos * 1e-9)
     return None
 
 
