@@ -39,6 +39,13 @@ def parse(arguments: list[str] | None = None) -> Config:
         "--stall-seconds", type=float, default=60.0, help="a step longer than this is NOT_SERVING (default: 60)"
     )
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    parser.add_argument("--log-format", default="text", choices=logs.FORMATS, help="lines of text (default) or JSON")
+    parser.add_argument(
+        "--otlp-endpoint", metavar="URL", help="send traces to this OpenTelemetry collector, e.g. http://localhost:4317"
+    )
+    parser.add_argument(
+        "--trace-ratio", type=float, default=1.0, help="share of calls to trace, where callers do not say (default: 1)"
+    )
     limits = parser.add_argument_group("limits")
     for name in Limits.__dataclass_fields__:
         value = getattr(defaults, name)
@@ -108,7 +115,7 @@ async def serve(config: Config) -> int:
 
 def main() -> int:
     config = parse()
-    logs.configure(config.log_level)
+    logs.configure(config.log_level, config.log_format)
     try:
         return asyncio.run(serve(config))
     except ConfigError as error:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import grpc
+import msgspec
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
-from prometheus_client import start_http_server
 
 from export.runtime import open_runtime
 from protos import fewstep_pb2 as pb
@@ -24,9 +25,17 @@ from .config import Config, ConfigError
 from .health import Health, Watchdog
 from .loop.engine import Engine
 from .metrics import Metrics
+from .metrics_server import MetricsServer, Page
 from .repository import Repository
+from .repository import _fixed_rows as fixed_rows
 from .security import Gate, exposures
+from .status import StatusReader
+from .status_page import status_page
 from .tls import Certificates
+from .types import ModelKey
+
+if TYPE_CHECKING:
+    from .tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -40,12 +49,14 @@ class App:
     config: Config
     port: int = field(default=0, init=False)
     metrics_port: int = field(default=0, init=False)
+    _serving: bool = field(default=False, init=False)
 
     async def start(self) -> None:
         """Load and warm up the models, then listen, then report SERVING.
 
         Raises:
-            ConfigError: a bad repository, bundle, engine, certificate or tokens file, or a port that is taken.
+            ConfigError: a bad repository, bundle, engine, certificate or tokens file, a port that is taken, or a
+                package that an option needs and that is not installed.
         """
         config = self.config
         certificates = Certificates(config.security) if config.security.tls else None
@@ -55,15 +66,74 @@ class App:
             runtime = open_runtime(config.engine, config.threads)
         except (ValueError, ImportError) as error:
             raise ConfigError(f"engine: {error}") from error
+        self._tracing = _open_tracing(config)
         self.engine = Engine(
-            config.limits, on_step=lambda *step: self.metrics.observe_step(*step), on_death=self._on_death
+            config.limits,
+            on_step=lambda *step: self.metrics.observe_step(*step),
+            on_death=self._on_death,
+            traces=self._tracing is not None,
         )
         self.metrics = Metrics(
-            self.engine.batcher, config.engine, lambda name: self.repository.has(name.removesuffix(".score"))
+            self.engine.batcher,
+            config.engine,
+            lambda name: self.repository.has(name.removesuffix(".score")),
+            limits=config.limits,
+            fixed_rows=self._fixed_rows,
+            ready=lambda: not self.trouble(),
         )
         gate = Gate(config.security, self.metrics)
         self.repository = Repository(config, runtime, self.engine)
         await asyncio.to_thread(self.repository.load_all)
+        self._build_grpc(gate)
+        self._watchdog = Watchdog(self.engine, self.health, config.stall_seconds)
+        await self.health.set(False)
+        self.port = self._bind(certificates)
+        self._http = self._open_metrics_port()
+        self.metrics_port = self._http.address[1]
+        self._http.start()
+        self.engine.start()
+        await self.server.start()
+        await self.health.set(True)
+        self._serving = True
+        self._watching = asyncio.ensure_future(self._watchdog.run())
+        for exposure in exposures(config):
+            log.warning("%s", exposure)
+        log.info("serving on %s:%d, metrics on %d", config.host, self.port, self.metrics_port)
+
+    def trouble(self) -> str:
+        """Why no requests are taken; empty where they are. From any thread."""
+        if not self._serving:
+            return "starting"
+        return self._watchdog.trouble() or ("" if self.engine.batcher.admission.open else "draining")
+
+    async def stop(self) -> bool:
+        """Stop cleanly; the order is
+
+        1. health says NOT_SERVING, new jobs are refused with UNAVAILABLE;
+        2. rows in flight and jobs that wait finish, at most `drain_seconds` long;
+        3. the engine ends, with UNAVAILABLE for what is left; the last answers leave; the metrics port closes;
+        4. the last spans go to the collector.
+
+        Returns whether every job finished.
+        """
+        self._watching.cancel()
+        await self.health.set(False)
+        self.engine.close_admission()
+        drained = await asyncio.to_thread(self.engine.drain, self.config.drain_seconds)
+        if not drained:
+            log.warning(
+                "stopping with %d requests unfinished after %g s", self.engine.batcher.jobs, self.config.drain_seconds
+            )
+        stopped = await asyncio.to_thread(self.engine.stop)
+        await self.server.stop(STOP_GRACE_SECONDS)
+        self._http.stop()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.stop)
+        return drained and stopped
+
+    def _build_grpc(self, gate: Gate) -> None:
+        """The gRPC server with all its services: fewstep's own, the Open Inference Protocol, health and reflection."""
+        config = self.config
         servicers: dict[ServiceDescriptor, type[Service]] = {
             file.DESCRIPTOR.services_by_name[kind.__name__]: kind
             for file, kinds in ((pb, (Sampler, Scorer, Models)), (oip, (GRPCInferenceService,)))
@@ -82,12 +152,10 @@ class App:
             interceptors=gate.interceptors,
             maximum_concurrent_rpcs=config.limits.max_concurrent_calls,
         )
-        self.server.add_generic_rpc_handlers(
-            [
-                service_handler(service, kind(self.repository, self.engine, self.metrics, config), self.metrics, gate)
-                for service, kind in servicers.items()
-            ]
-        )
+        for service, kind in servicers.items():
+            servicer = kind(self.repository, self.engine, self.metrics, config)
+            handler = service_handler(service, servicer, self.metrics, gate, self._tracing)
+            self.server.add_generic_rpc_handlers([handler])
         health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, self.server)
         health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
         # One pool for reflection to read: that of inference.proto is its own (see `make protos`).
@@ -95,41 +163,6 @@ class App:
         for file in (pb, oip, health_pb2, reflection_pb2):
             pool.AddSerializedFile(file.DESCRIPTOR.serialized_pb)
         reflection.enable_server_reflection([*names, health_name, reflection.SERVICE_NAME], self.server, pool)
-        await self.health.set(False)
-        self.port = self._bind(certificates)
-        self._http, self._http_thread = self._serve_metrics()
-        self.metrics_port = self._http.server_port
-        self.engine.start()
-        await self.server.start()
-        await self.health.set(True)
-        self._watching = asyncio.ensure_future(Watchdog(self.engine, self.health, config.stall_seconds).run())
-        for exposure in exposures(config):
-            log.warning("%s", exposure)
-        log.info("serving on %s:%d, metrics on %d", config.host, self.port, self.metrics_port)
-
-    async def stop(self) -> bool:
-        """Stop cleanly; the order is
-
-        1. health says NOT_SERVING, new jobs are refused with UNAVAILABLE;
-        2. rows in flight and jobs that wait finish, at most `drain_seconds` long;
-        3. the engine ends, with UNAVAILABLE for what is left; the last answers leave; the metrics page closes.
-
-        Returns whether every job finished.
-        """
-        self._watching.cancel()
-        await self.health.set(False)
-        self.engine.close_admission()
-        drained = await asyncio.to_thread(self.engine.drain, self.config.drain_seconds)
-        if not drained:
-            log.warning(
-                "stopping with %d requests unfinished after %g s", self.engine.batcher.jobs, self.config.drain_seconds
-            )
-        stopped = await asyncio.to_thread(self.engine.stop)
-        await self.server.stop(STOP_GRACE_SECONDS)
-        self._http.shutdown()
-        self._http.server_close()
-        self._http_thread.join()
-        return drained and stopped
 
     def _bind(self, certificates: Certificates | None) -> int:
         host = self.config.host.removeprefix("[").removesuffix("]")
@@ -145,12 +178,25 @@ class App:
             raise ConfigError(f"port: cannot listen on {address}")
         return int(port)
 
-    def _serve_metrics(self):  # type: ignore[no-untyped-def]
-        host, port = self.config.metrics_host, self.config.metrics_port
+    def _open_metrics_port(self) -> MetricsServer:
+        config = self.config
+        status = StatusReader(config, self.engine, self.repository, self.metrics.recent, self.trouble)
+        pages = {
+            "/": lambda: status_page(status.read()),
+            "/status.json": lambda: Page("application/json", msgspec.json.encode(status.read())),
+        }
         try:
-            return start_http_server(port, host, registry=self.metrics.registry)
+            return MetricsServer(config.metrics_host, config.metrics_port, self.metrics.registry, pages)
         except OSError as error:
-            raise ConfigError(f"metrics_port: cannot listen on {host}:{port}: {error}") from error
+            address = f"{config.metrics_host}:{config.metrics_port}"
+            raise ConfigError(f"metrics_port: cannot listen on {address}: {error}") from error
+
+    def _fixed_rows(self, key: ModelKey, network: str) -> int:
+        """The rows that batches of a network are padded to, or 0; 0 also for a model that has been replaced."""
+        if not self.config.deterministic:
+            return 0
+        model = next((model for model in self.repository.models if model.key == key), None)
+        return 0 if model is None else fixed_rows(self.config, model.bundle).get(network, 0)
 
     def _on_death(self, error: BaseException) -> None:
         """The engine's thread ended by itself: the watchdog tells, and whoever runs the app stops it."""
@@ -160,3 +206,13 @@ class App:
                 self.died.set_result(error)
 
         self._loop.call_soon_threadsafe(tell)
+
+
+def _open_tracing(config: Config) -> Tracing | None:
+    if config.otlp_endpoint is None:
+        return None
+    try:
+        from .tracing import Tracing
+    except ImportError as error:
+        raise ConfigError(f"otlp_endpoint: needs the extra otel: pip install -e '.[otel]' ({error})") from error
+    return Tracing(config.otlp_endpoint, config.trace_ratio)

@@ -7,6 +7,7 @@ import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 MIB = 1 << 20
 
@@ -100,9 +101,23 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def _check_endpoint(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        complete = parts.scheme in ("http", "https") and parts.hostname and parts.port
+    except ValueError:
+        complete = False
+    if not complete:
+        raise ConfigError(f"otlp_endpoint must be http://HOST:PORT or https://HOST:PORT, got {url!r}")
+
+
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What to serve and where. Port 0 takes a free port; threads are the engine's own."""
+    """What to serve and where. Port 0 takes a free port; threads are the engine's own.
+
+    otlp_endpoint: the collector that traces go to, http://HOST:PORT or https://HOST:PORT; none without it.
+    trace_ratio: the share of calls that are traced, of those whose caller does not say.
+    """
 
     repository: Path
     host: str = "127.0.0.1"
@@ -115,6 +130,9 @@ class Config:
     drain_seconds: float = 30.0
     stall_seconds: float = 60.0
     log_level: str = "info"
+    log_format: str = "text"
+    otlp_endpoint: str | None = None
+    trace_ratio: float = 1.0
     limits: Limits = field(default_factory=Limits)
     security: Security = field(default_factory=Security)
 
@@ -129,5 +147,9 @@ class Config:
                 raise ConfigError(f"{name} must be within 0..65535, got {getattr(self, name)}")
         if self.threads < 1:
             raise ConfigError(f"threads must be at least 1, got {self.threads}")
+        if not 0 <= self.trace_ratio <= 1:
+            raise ConfigError(f"trace_ratio must be within 0..1, got {self.trace_ratio}")
+        if self.otlp_endpoint is not None:
+            _check_endpoint(self.otlp_endpoint)
         if not self.drain_seconds >= 0:
             raise ConfigError(f"drain_seconds must not be negative, got {self.drain_seconds}")

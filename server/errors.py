@@ -50,7 +50,11 @@ class Unavailable(ServerError):
 
 
 class Internal(ServerError):
-    """A row's state became non-finite, or a network failed."""
+    """A row's state became non-finite, or a bug."""
+
+
+class StepFailed(Internal):
+    """A row's step could not be run, e.g. for want of memory."""
 
 
 class Unauthenticated(ServerError):
@@ -74,6 +78,7 @@ STATUS: dict[type[ServerError], grpc.StatusCode] = {
     Cancelled: grpc.StatusCode.CANCELLED,
     Unavailable: grpc.StatusCode.UNAVAILABLE,
     Internal: grpc.StatusCode.INTERNAL,
+    StepFailed: grpc.StatusCode.INTERNAL,
     Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
 }

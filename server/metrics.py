@@ -3,84 +3,118 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, Metric
 
 from . import __version__
+from .config import Limits
+from .errors import StepFailed
 from .loop.batcher import Batcher
-from .types import Batch, Job
+from .recent import Recent
+from .types import Batch, Job, ModelKey
 
 SECONDS = (
     1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0,
 )  # fmt: skip
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+ENERGIES = (-100, -50, -20, -10, -5, -2, -1, 0, 1, 2, 5, 10, 20, 50, 100)
 
 
 class Metrics:
-    """All metrics of one server."""
+    """All metrics of one server, and in `recent` what the status page shows of the last minute."""
 
-    def __init__(self, batcher: Batcher, engine: str, is_model: Callable[[str], bool] = lambda name: False) -> None:
-        """is_model: whether a name that a caller gave is one of a loaded model; others do not become labels."""
+    def __init__(
+        self,
+        batcher: Batcher,
+        engine: str,
+        is_model: Callable[[str], bool] = lambda name: False,
+        *,
+        limits: Limits | None = None,
+        fixed_rows: Callable[[ModelKey, str], int] = lambda model, network: 0,
+        ready: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """is_model: whether a name that a caller gave is one of a loaded model; others do not become labels.
+
+        fixed_rows: the rows that all batches of a network are padded to, or 0. ready: whether requests are taken.
+        """
         self._is_model = is_model
+        self._fixed_rows = fixed_rows
+        self._batcher = batcher
+        self._networks: dict[tuple[str, str], _NetworkMetrics] = {}
+        self.recent = Recent()
         self.registry = registry = CollectorRegistry()
-        self._children: dict[tuple[str, str], tuple[Histogram, Histogram, Counter]] = {}
-        self.request_seconds = Histogram(
-            "fewstep_request_seconds", "Latency of calls.", ("rpc", "model", "code"), buckets=SECONDS, registry=registry
+        self.request_seconds = self._histogram(
+            "fewstep_request_seconds", "Latency of calls.", ("rpc", "model", "code"), SECONDS
         )
-        self.queue_seconds = Histogram(
-            "fewstep_queue_seconds", "From admission to the first step.", ("model",), buckets=SECONDS, registry=registry
+        self.queue_seconds = self._histogram(
+            "fewstep_queue_seconds", "From arrival to the first step.", ("model",), SECONDS
         )
-        self.step_seconds = Histogram(
-            "fewstep_step_seconds", "One step of a batch.", ("model", "network"), buckets=SECONDS, registry=registry
-        )
-        self.batch_rows = Histogram(
-            "fewstep_batch_rows", "Network rows in a batch.", ("model", "network"), buckets=ROWS, registry=registry
-        )
-        self.nfe = Counter("fewstep_nfe", "Network function evaluations (rows).", ("model",), registry=registry)
-        self.gradient_passes = Counter(
-            "fewstep_gradient_passes", "Gradient passes (rows).", ("model",), registry=registry
-        )
-        self.diverged = Counter(
-            "fewstep_rows_failed", "Rows that became non-finite or whose network failed.", ("model",), registry=registry
-        )
-        self.energy = Histogram(
-            "fewstep_energy", "Energies returned.", ("model", "scale"),
-            buckets=(-100, -50, -20, -10, -5, -2, -1, 0, 1, 2, 5, 10, 20, 50, 100), registry=registry,
+        self.step_seconds = self._histogram(
+            "fewstep_step_seconds", "One step of a batch of at most `rows` network rows, a power of two.",
+            ("model", "network", "rows"), SECONDS,
         )  # fmt: skip
+        self.batch_rows = self._histogram("fewstep_batch_rows", "Network rows in a batch.", ("model", "network"), ROWS)
+        self.batch_occupancy = self._histogram(
+            "fewstep_batch_occupancy", "Network rows in a batch, as a share of those that it might have had.",
+            ("model", "network"), SHARES,
+        )  # fmt: skip
+        self.padding_rows = self._counter(
+            "fewstep_padding_rows", "Network rows that belonged to nobody.", ("model", "network")
+        )
+        self.nfe = self._counter("fewstep_nfe", "Network function evaluations (rows).", ("model",))
+        self.gradient_passes = self._counter("fewstep_gradient_passes", "Gradient passes (rows).", ("model",))
+        self.failed = self._counter(
+            "fewstep_rows_failed",
+            "Rows that became non-finite, or whose step ended with an error.",
+            ("model", "reason"),
+        )
+        self.energy = self._histogram("fewstep_energy", "Energies returned.", ("model", "scale"), ENERGIES)
+        self._gauge("fewstep_ready", "1 while requests are taken, else 0.", ready)
         self._gauge("fewstep_rows_in_flight", "Rows that hold a slot.", lambda: batcher.rows_in_flight)
         self._gauge("fewstep_rows_waiting", "Rows that wait for a slot.", lambda: batcher.admission.waiting_rows)
         self._gauge("fewstep_bytes_waiting", "Bytes of rows that wait.", lambda: batcher.admission.waiting_bytes)
         self._gauge("fewstep_requests_open", "Requests that have not ended.", lambda: batcher.jobs)
         registry.register(_RowsLeft(batcher))
+        ProcessCollector(registry=registry)
+        bounds = Gauge("fewstep_limit", "The server's bounds, by the name of their option.", ("name",),
+                       registry=registry)  # fmt: skip
+        for bound in fields(Limits):
+            bounds.labels(bound.name).set(getattr(limits or Limits(), bound.name))
         info = Gauge("fewstep_build_info", "Versions.", ("version", "python", "engine"), registry=registry)
         info.labels(__version__, platform.python_version(), engine).set(1)
 
     def observe_step(self, batch: Batch, seconds: float) -> None:
-        """A batch ran; called from the engine's thread, which holds the answer up while it is here."""
+        """A batch ran and was completed; called from the engine's thread, which the next batch waits for."""
         name, rows = batch.model.name, batch.network_rows
-        step_seconds, batch_rows, nfe = self._step_children(name, batch.network)
-        step_seconds.observe(seconds)
-        batch_rows.observe(rows)
-        nfe.inc(rows)
+        network = self._networks.get((name, batch.network))
+        if network is None:
+            # Looking a child up by its labels costs more than to observe.
+            network = self._networks[name, batch.network] = _NetworkMetrics(self, name, batch.network)
+        network.step_seconds(rows).observe(seconds)
+        network.batch_rows.observe(rows)
+        network.occupancy.observe(rows / self._batcher.batch_limit(batch.model, batch.network))
+        network.nfe.inc(rows)
+        padding = self._fixed_rows(batch.model, batch.network) - rows
+        if padding > 0:
+            network.padding_rows.inc(padding)
         if batch.kind == "langevin":
             self.gradient_passes.labels(name).inc(rows)
-        failed = sum(row.failure is not None for row in batch.rows)
-        if failed:
-            self.diverged.labels(name).inc(failed)
+        for row in batch.rows:
+            if row.failure is not None:
+                reason = "error" if isinstance(row.failure, StepFailed) else "non-finite"
+                self.failed.labels(name, reason).inc()
+        self.recent.observe_step(batch, rows, seconds)
 
-    def _step_children(self, model: str, network: str) -> tuple[Histogram, Histogram, Counter]:
-        """The metrics of one network: looking a child up by its labels costs more than to observe."""
-        children = self._children.get((model, network))
-        if children is None:
-            labels = (model, network)
-            children = (self.step_seconds.labels(*labels), self.batch_rows.labels(*labels), self.nfe.labels(model))
-            self._children[labels] = children
-        return children
-
-    def observe_call(self, rpc: str, model: str, code: str, seconds: float) -> None:
+    def observe_call(
+        self, rpc: str, model: str, code: str, seconds: float, *, request_id: str = "", error: str = ""
+    ) -> None:
         """A call ended. Names that no model has are counted together: a caller cannot grow the metrics."""
         self.request_seconds.labels(rpc, model if self._is_model(model) else "", code).observe(seconds)
+        self.recent.observe_call(rpc, code, seconds, request_id, error)
 
     def observe_energies(self, model: str, scale: str, energies: Iterable[float]) -> None:
         histogram = self.energy.labels(model, scale)
@@ -92,8 +126,36 @@ class Metrics:
         if job.started is not None:
             self.queue_seconds.labels(job.model.name).observe(job.started - job.arrived)
 
+    def _histogram(self, name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
+
+    def _counter(self, name: str, text: str, labels: tuple[str, ...]) -> Counter:
+        return Counter(name, text, labels, registry=self.registry)
+
     def _gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
         Gauge(name, text, registry=self.registry).set_function(value)
+
+
+class _NetworkMetrics:
+    """The metrics of one network of one model."""
+
+    def __init__(self, metrics: Metrics, model: str, network: str) -> None:
+        labels = (model, network)
+        self._all_step_seconds, self._labels = metrics.step_seconds, labels
+        self._step_seconds: dict[int, Histogram] = {}
+        self.batch_rows = metrics.batch_rows.labels(*labels)
+        self.occupancy = metrics.batch_occupancy.labels(*labels)
+        self.padding_rows = metrics.padding_rows.labels(*labels)
+        self.nfe = metrics.nfe.labels(model)
+
+    def step_seconds(self, rows: int) -> Histogram:
+        """The histogram of batches of about so many rows: sizes are counted together up to each power of two."""
+        power = (rows - 1).bit_length()
+        histogram = self._step_seconds.get(power)
+        if histogram is None:
+            histogram = self._all_step_seconds.labels(*self._labels, str(1 << power))
+            self._step_seconds[power] = histogram
+        return histogram
 
 
 class _RowsLeft:
@@ -102,10 +164,9 @@ class _RowsLeft:
     def __init__(self, batcher: Batcher) -> None:
         self._batcher = batcher
 
-    def collect(self):  # type: ignore[no-untyped-def]
-        from prometheus_client.core import CounterMetricFamily
-
+    def collect(self) -> Iterator[Metric]:
         family = CounterMetricFamily("fewstep_rows_left", "Rows that left, by reason.", labels=("reason",))
-        for reason, rows in sorted(self._batcher.counters.rows_left.items()):
+        # A copy: the engine's thread may add a reason meanwhile.
+        for reason, rows in sorted(dict(self._batcher.counters.rows_left).items()):
             family.add_metric([reason], rows)
         yield family

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from time import monotonic
 from typing import Any
+from urllib.parse import urlsplit
 
 import grpc
 
+from .call import CALL, REQUEST_ID, Call, request_id_of
 from .clients import CLIENT, UNLIMITED, Addresses
 from .config import Config, Security, is_loopback
 from .errors import STATUS, PermissionDenied, Unauthenticated
 from .metrics import Metrics
 from .tokens import Tokens
+
+log = logging.getLogger(__name__)
 
 OPEN_METHODS = frozenset(
     {
@@ -40,7 +45,11 @@ def exposures(config: Config) -> list[str]:
         if security.tokens is None and security.tls_client_ca is None:
             found.append(f"no tokens and no tls_client_ca: whoever reaches {config.host} may call")
     if not is_loopback(config.metrics_host):
-        found.append(f"metrics_host: whoever reaches {config.metrics_host} can read the metrics")
+        found.append(f"metrics_host: whoever reaches {config.metrics_host} can read the metrics and the status page")
+    if config.otlp_endpoint is not None:
+        endpoint = urlsplit(config.otlp_endpoint)
+        if endpoint.scheme == "http" and not is_loopback(endpoint.hostname or ""):
+            found.append(f"otlp_endpoint: traces can be read on their way to {endpoint.hostname}")
     return found
 
 
@@ -94,9 +103,13 @@ class Gate:
         CLIENT.set(client)
         return True
 
-    def refused(self, method: str) -> None:
+    def refused(self, method: str, metadata: Sequence[tuple[str, str | bytes]] = ()) -> None:
         """Count a call without valid credentials; method: the name of one that there is, or empty."""
-        self._metrics.observe_call(method, "", STATUS[Unauthenticated].name, 0.0)
+        call = Call(request_id_of(metadata), method)
+        CALL.set(call)
+        code = STATUS[Unauthenticated].name
+        self._metrics.observe_call(method, "", code, 0.0, request_id=call.request_id, error=str(Unauthenticated()))
+        log.info("%s ended %s", method or "a call", code, extra={"code": code})
 
 
 class _Authentication(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
@@ -112,17 +125,19 @@ class _Authentication(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
     ) -> grpc.RpcMethodHandler[Any, Any]:
         method = handler_call_details.method
         handler = await continuation(handler_call_details)
-        if self._gate.authenticate(method, handler_call_details.invocation_metadata):
+        metadata = handler_call_details.invocation_metadata
+        if self._gate.authenticate(method, metadata):
             return handler
         # The name comes from the caller: only one of ours may become a label.
-        self._gate.refused(method.rpartition("/")[2] if handler is not None else "")
+        self._gate.refused(method.rpartition("/")[2] if handler is not None else "", metadata)
         return grpc.stream_stream_rpc_method_handler(_refuse)
 
 
 async def _refuse(requests: AsyncIterator[bytes], context: Any) -> None:
     """Ends the call without reading its message, whatever the method."""
-    error = Unauthenticated()
-    await context.abort(STATUS[Unauthenticated], str(error))
+    call = CALL.get()
+    own = () if call is None else ((REQUEST_ID, call.request_id),)
+    await context.abort(STATUS[Unauthenticated], str(Unauthenticated()), own)
 
 
 def _bearer_token(metadata: Sequence[tuple[str, str | bytes]]) -> str | None:

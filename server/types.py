@@ -58,6 +58,23 @@ class Row:
         return self.line + 1 == len(self.program.lines)
 
 
+class StepRecord(NamedTuple):
+    """One batch that rows of a traced call were in. started: the engine's clock; seconds: for which it ran.
+
+    rows: network rows of the call, of the batch's `batch_rows`. first_step, last_step: the lowest and the highest
+    step, counted from 1, that these rows took.
+    """
+
+    network: str
+    kind: str
+    started: float
+    seconds: float
+    rows: int
+    batch_rows: int
+    first_step: int
+    last_step: int
+
+
 @dataclass(slots=True, eq=False)
 class Job:
     """One request in the loop. All times are the injected clock's, in seconds.
@@ -65,6 +82,7 @@ class Job:
     on_done is called once, from the engine's thread: with None, or with what went wrong. It is not
     called for a job that its caller cancelled.
     on_preview, where given, is called with row 0 after each of its steps.
+    trace: where the engine writes the steps of a call that is traced.
     """
 
     model: ModelKey
@@ -85,6 +103,7 @@ class Job:
     order: int = 0
     row_bytes: int = 0
     entry: tuple[float, int, Job] | None = None
+    trace: list[StepRecord] | None = None
 
     @property
     def waiting(self) -> int:

@@ -7,8 +7,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import aclosing
-from time import perf_counter
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import grpc
 from google.protobuf import duration_pb2, message, message_factory
@@ -17,12 +16,17 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from ..call import CALL, REQUEST_ID, Call
 from ..clients import CLIENT, UNLIMITED
-from ..errors import STATUS, Internal, InvalidArgument, ModelGone, Overloaded, ServerError
+from ..errors import STATUS, InvalidArgument, ModelGone, Overloaded, ServerError
 from ..loop.engine import Engine
 from ..metrics import Metrics
 from ..security import Gate
 from ..types import Job, Row
+from .observed import Observed
+
+if TYPE_CHECKING:
+    from ..tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -68,11 +72,15 @@ class PendingJob:
         Raises:
             ServerError: a job was refused, or failed.
         """
+        call = CALL.get()
+        trace = None if call is None else call.trace
         submitted: list[Job] = []
         rows = sum(len(job.rows) for job in jobs)
         try:
             with CLIENT.get(UNLIMITED).holding(rows, self._engine.batcher.admission.drain):
                 for job in jobs:
+                    if trace is not None:
+                        trace.follow(job)
                     self._engine.submit(job)
                     submitted.append(job)
                 missing = len(jobs)
@@ -96,7 +104,7 @@ class PendingJob:
 
 
 def service_handler(
-    service: ServiceDescriptor, servicer: object, metrics: Metrics, gate: Gate
+    service: ServiceDescriptor, servicer: object, metrics: Metrics, gate: Gate, tracing: Tracing | None = None
 ) -> grpc.GenericRpcHandler[Any, Any]:
     """The gRPC handler of a service: each method is the servicer's coroutine (or async generator) of that name.
 
@@ -111,7 +119,7 @@ def service_handler(
     for method in service.methods:
         wrap = _stream if method.server_streaming else _unary
         methods[method.name] = makers[method.client_streaming, method.server_streaming](
-            wrap(f"/{service.full_name}/{method.name}", getattr(servicer, method.name), metrics, gate),
+            wrap(f"/{service.full_name}/{method.name}", getattr(servicer, method.name), metrics, gate, tracing),
             request_deserializer=_deserializer(method),
             response_serializer=message_factory.GetMessageClass(method.output_type).SerializeToString,
         )
@@ -123,7 +131,7 @@ async def answer(rpc: str, handler: Callable[[Any], Awaitable[Any]], request: An
 
     rpc: the name that the request is counted under.
     """
-    with _Observed(rpc, request, metrics) as observed:
+    with Observed(rpc, request, metrics) as observed:
         try:
             CLIENT.get(UNLIMITED).request()
             return await _with_current_model(handler, request)
@@ -199,24 +207,28 @@ def _deserializer(method: MethodDescriptor) -> Callable[[bytes], message.Message
     return deserialize
 
 
-def _unary(path: str, handler: Callable[..., Any], metrics: Metrics, gate: Gate) -> Callable[..., Any]:
+def _unary(
+    path: str, handler: Callable[..., Any], metrics: Metrics, gate: Gate, tracing: Tracing | None
+) -> Callable[..., Any]:
     async def call(request: Any, context: Context) -> Any:
-        with _Observed(path.rpartition("/")[2], request, metrics) as observed:
+        with Observed(path, request, metrics, context, tracing) as observed:
             try:
                 gate.enter(path, context)
                 _check_parsed(request)
                 return await _with_current_model(handler, request, context)
             except Exception as error:
-                await observed.abort(context, error)
+                await _abort(context, observed.call, observed.failed(error))
 
     return call
 
 
-def _stream(path: str, handler: Callable[..., Any], metrics: Metrics, gate: Gate) -> Callable[..., Any]:
+def _stream(
+    path: str, handler: Callable[..., Any], metrics: Metrics, gate: Gate, tracing: Tracing | None
+) -> Callable[..., Any]:
     """`request` is a message, or the iterator of a stream of them."""
 
     async def call(request: Any, context: Context) -> AsyncIterator[Any]:
-        with _Observed(path.rpartition("/")[2], request, metrics) as observed:
+        with Observed(path, request, metrics, context, tracing) as observed:
             try:
                 gate.enter(path, context)
                 _check_parsed(request)
@@ -225,7 +237,7 @@ def _stream(path: str, handler: Callable[..., Any], metrics: Metrics, gate: Gate
                     async for response in responses:
                         yield response
             except Exception as error:
-                await observed.abort(context, error)
+                await _abort(context, observed.call, observed.failed(error))
 
     return call
 
@@ -241,36 +253,11 @@ def _check_parsed(request: Any) -> None:
         raise InvalidArgument("request", request.reason)
 
 
-class _Observed:
-    """Times one call, and ends it with a status when its handler raised."""
-
-    def __init__(self, rpc: str, request: Any, metrics: Metrics) -> None:
-        self._rpc, self._metrics = rpc, metrics
-        self._model = getattr(request, "model", "") or getattr(request, "model_name", "")
-        self._code = "OK"
-
-    def __enter__(self) -> _Observed:
-        self._started = perf_counter()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: object, traceback: object) -> None:
-        if kind is not None and issubclass(kind, (asyncio.CancelledError, GeneratorExit)):
-            self._code = "CANCELLED"
-        self._metrics.observe_call(self._rpc, self._model, self._code, perf_counter() - self._started)
-
-    def failed(self, error: Exception) -> ServerError:
-        """What the caller is told; an exception that is not a `ServerError` is a bug and is logged as one."""
-        if not isinstance(error, ServerError):
-            log.exception("%s failed", self._rpc)
-            error = Internal(f"{self._rpc} failed: {error!r}")
-        self._code = STATUS[type(error)].name
-        return error
-
-    async def abort(self, context: Context, error: Exception) -> NoReturn:
-        """End the call with the error's status."""
-        status = rpc_status.to_status(_status(self.failed(error)))
-        await context.abort(status.code, status.details, status.trailing_metadata)
-        raise AssertionError("abort raises")
+async def _abort(context: Context, call: Call, error: ServerError) -> NoReturn:
+    """End a call with the error's status; its id goes with it."""
+    status = rpc_status.to_status(_status(error))
+    await context.abort(status.code, status.details, (*status.trailing_metadata, (REQUEST_ID, call.request_id)))
+    raise AssertionError("abort raises")
 
 
 def _status(error: ServerError) -> status_pb2.Status:

@@ -26,6 +26,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import ceil
+from typing import NamedTuple
 
 from sortedcontainers import SortedList
 
@@ -67,6 +68,18 @@ class _Model:
     @property
     def in_flight(self) -> int:
         return self.capacity - len(self.free)
+
+
+class ModelLoad(NamedTuple):
+    """Rows of one model that hold a slot, its slots, and rows that wait for one; measured costs by network.
+
+    A cost is (fixed, per_row) in seconds of a step, (0, 0) before any was measured.
+    """
+
+    in_flight: int
+    capacity: int
+    waiting: int
+    costs: dict[str, tuple[float, float]]
 
 
 @dataclass(slots=True)
@@ -175,6 +188,20 @@ class Batcher:
     def open_jobs(self) -> list[Job]:
         """The jobs that have not ended."""
         return list(self._jobs)
+
+    def ready_rows(self) -> list[Row]:
+        """The rows that hold a slot and wait for their next step."""
+        return [entry[2] for queue in self._ready.values() for entry in queue]
+
+    def load_of(self, key: ModelKey) -> ModelLoad:
+        """What a model has in work, and what its steps cost."""
+        model = self._models[key]
+        costs = {network: cost.fit for (other, network), cost in self._costs.items() if other == key}
+        return ModelLoad(model.in_flight, model.capacity, self.admission.waiting_of(key), costs)
+
+    def batch_limit(self, model: ModelKey, network: str) -> int:
+        """The most network rows that a batch of a network may have now."""
+        return self._batch_limit((model, network))
 
     # -- schedule -----------------------------------------------------------------------------
 

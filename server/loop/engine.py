@@ -8,15 +8,18 @@ from collections.abc import Callable
 from time import perf_counter
 
 from ..config import Limits
-from ..errors import Cancelled, Internal, ServerError, Unavailable
-from ..types import Batch, Job, ModelKey
-from .batcher import Batcher
+from ..errors import Cancelled, Internal, ServerError, StepFailed, Unavailable
+from ..types import Batch, Job, ModelKey, Row, StepRecord
+from .batcher import Batcher, ModelLoad
 from .runner import ModelRunner, NetworkError
 
 log = logging.getLogger(__name__)
 
 STOP_SECONDS = 10.0
 """How long a stop waits for the running step."""
+
+MAX_STEP_RECORDS = 500
+"""Steps of one call that are traced."""
 
 StepObserver = Callable[[Batch, float], None]
 
@@ -31,16 +34,22 @@ class Engine:
         clock: Callable[[], float] = perf_counter,
         on_step: StepObserver | None = None,
         on_death: Callable[[BaseException], None] | None = None,
+        traces: bool = False,
     ) -> None:
-        """on_step is told of every batch and its seconds; on_death of an error that ended the loop itself."""
+        """on_step is told of every batch and its seconds; on_death of an error that ended the loop itself.
+
+        traces: whether there may be jobs with a `trace`.
+        """
         self._runners: dict[ModelKey, ModelRunner] = {}
         self._clock = clock
         self._on_step = on_step
         self._on_death = on_death
+        self._traces = traces
         self._changed = threading.Condition()
         self._stopping = False
         self._ended = False
         self._step_began: float | None = None
+        self._running: Batch | None = None
         self.started = 0.0
         self.batcher = Batcher(limits, clock)
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
@@ -62,6 +71,13 @@ class Engine:
             self._changed.wait_for(lambda: self.batcher.model_idle(key) or self._ended)
             self.batcher.remove_model(key)
             del self._runners[key]
+
+    def snapshot(self) -> tuple[dict[ModelKey, ModelLoad], list[Row]]:
+        """What each model has in work, and all rows that hold a slot; rows go on while the caller looks at them."""
+        with self._changed:
+            loads = {key: self.batcher.load_of(key) for key in self._runners}
+            running = [] if self._running is None else self._running.rows
+            return loads, [*self.batcher.ready_rows(), *running]
 
     @property
     def alive(self) -> bool:
@@ -129,7 +145,10 @@ class Engine:
                 self._step_began = started = self._clock()
                 self._run(batch)
                 self._step_began = None
-                self._complete(batch, self._clock() - started)
+                seconds = self._clock() - started
+                if self._traces:
+                    _record_step(batch, started, seconds)
+                self._complete(batch, seconds)
         except BaseException as error:
             # Nothing below may end the loop quietly: whatever does is a bug, and callers must not hang on it.
             log.exception("the engine's loop ended")
@@ -146,6 +165,7 @@ class Engine:
                 if self._stopping:
                     return None
                 batch, ended = self.batcher.schedule()
+                self._running = batch
                 if batch is None and not ended:
                     self._changed.notify_all()
                     self._changed.wait()
@@ -161,7 +181,7 @@ class Engine:
         except Exception as error:
             log.exception("a step of %s failed on %d rows", batch.model, len(batch.rows))
             for row in batch.rows:
-                row.failure = row.failure or Internal(f"the step failed: {error}")
+                row.failure = row.failure or StepFailed(f"the step failed: {error}")
         for row in batch.rows:
             if row.job.on_preview is not None and row.preview is not None and not row.job.ended:
                 _tell(row.job.on_preview, row)
@@ -175,7 +195,7 @@ class Engine:
             middle = len(batch.rows) // 2
             log.warning("%s on %d rows%s", error, len(batch.rows), "; trying halves" if middle else "")
             if not middle:
-                batch.rows[0].failure = Internal(str(error))
+                batch.rows[0].failure = StepFailed(str(error))
                 return
             for rows in (batch.rows[:middle], batch.rows[middle:]):
                 self._run_or_split(batch._replace(rows=rows))
@@ -183,6 +203,7 @@ class Engine:
     def _complete(self, batch: Batch, seconds: float) -> None:
         with self._changed:
             ended = self.batcher.complete(batch, seconds)
+            self._running = None
             self._changed.notify_all()  # drain() and remove_model() wait for idleness
         self._finish(ended)
         if self._on_step is not None:
@@ -199,6 +220,21 @@ class Engine:
     def _finish(ended: list[tuple[Job, ServerError]] | list[tuple[Job, ServerError | None]]) -> None:
         for job, error in ended:
             _tell(job.on_done, job, error)
+
+
+def _record_step(batch: Batch, started: float, seconds: float) -> None:
+    """Write the batch down for each traced call that has rows in it, before they go on."""
+    traced: dict[int, tuple[list[StepRecord], list[Row]]] = {}
+    for row in batch.rows:
+        records = row.job.trace
+        if records is not None and len(records) < MAX_STEP_RECORDS:
+            traced.setdefault(id(records), (records, []))[1].append(row)
+    batch_rows = batch.network_rows if traced else 0
+    for records, rows in traced.values():
+        own = sum([row.network_rows for row in rows])
+        lines = [row.line for row in rows]
+        first, last = min(lines) + 1, max(lines) + 1
+        records.append(StepRecord(batch.network, batch.kind, started, seconds, own, batch_rows, first, last))
 
 
 def _tell(callback: Callable[..., None], *arguments: object) -> None:

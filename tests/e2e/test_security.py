@@ -351,7 +351,7 @@ def test_large_and_compressed_messages_are_refused_unread(one_model: Path):
 
 def test_the_metrics_page_listens_on_loopback(server: RunningServer):
     """The page's socket is bound to 127.0.0.1 alone."""
-    assert server.app._http.server_address[0] == "127.0.0.1"
+    assert server.app._http.address[0] == "127.0.0.1"
 
 
 # -- the client ---------------------------------------------------------------------------------

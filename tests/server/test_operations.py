@@ -1,19 +1,30 @@
-"""The operators' page tells of every option, metric and status code that there is, and of no other."""
+"""The operators' page tells of every option, metric, log field and status code that there is, and of no other."""
 
 from __future__ import annotations
 
+import json
+import logging
 import re
 import subprocess
 import sys
+from contextvars import Context
+from types import SimpleNamespace
 
-from server.config import Limits
+from server.call import CALL, Call
+from server.clients import CLIENT, Client
+from server.config import ClientLimits, Limits
 from server.errors import STATUS
+from server.logs import JsonFormatter
 from server.loop.batcher import Batcher
 from server.metrics import Metrics
 
 from ..conftest import ROOT
 
 TEXT = (ROOT / "server" / "OPERATIONS.md").read_text()
+
+
+def section(title: str) -> str:
+    return TEXT.split(f"## {title}\n")[1].split("\n## ")[0]
 
 
 def test_every_option_is_described():
@@ -29,12 +40,25 @@ def test_every_metric_is_described():
     """The metrics of the registry and those of the page are the same."""
     metrics = Metrics(Batcher(Limits(), lambda: 0.0), "onnxruntime")
     names = {family.name for family in metrics.registry.collect()}
-    described = set(re.findall(r"\| .*?\|", TEXT.split("## Metrics")[1].split("## Alarms")[0]))
-    assert set(re.findall(r"`(fewstep_\w+)`", "".join(described))) == names
+    rows = [line for line in section("Metrics").splitlines() if line.startswith("| `")]
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])} == names
+
+
+def test_every_log_field_is_described():
+    """The fields of a JSON line with all that there can be, and those of the page."""
+    made = logging.LogRecord("server", logging.ERROR, "", 0, "failed", None, (ValueError, ValueError("x"), None))
+    made.__dict__.update(code="INTERNAL", seconds=1.0, left_out=1)
+
+    def line() -> str:
+        CALL.set(Call("id", "Sample", "model", SimpleNamespace(trace_id="0")))  # type: ignore[arg-type]
+        CLIENT.set(Client("gallery", ClientLimits(), lambda: 0.0))
+        return JsonFormatter().format(made)
+
+    rows = [row.split("|")[1] for row in section("Log and request ids").splitlines() if row.startswith("| `")]
+    assert set(re.findall(r"`(\w+)`", "".join(rows))) == json.loads(Context().run(line)).keys()
 
 
 def test_every_status_code_is_described():
     """The codes of the error table and those of the page are the same."""
-    described = TEXT.split("## Status codes")[1].split("## Metrics")[0]
-    first_cells = "".join(line.split("|")[1] for line in described.splitlines() if line.startswith("| `"))
+    first_cells = "".join(line.split("|")[1] for line in section("Status codes").splitlines() if line.startswith("| `"))
     assert set(re.findall(r"`([A-Z_]+)`", first_cells)) == {code.name for code in STATUS.values()}

@@ -61,7 +61,7 @@ class Calls:
     def __init__(self) -> None:
         self.seen: list[tuple[str, str, str]] = []
 
-    def observe_call(self, rpc: str, model: str, code: str, seconds: float) -> None:
+    def observe_call(self, rpc: str, model: str, code: str, seconds: float, **more: str) -> None:
         self.seen.append((rpc, model, code))
 
 
