@@ -294,3 +294,11 @@ def test_pages_that_fail_are_logged(caplog: pytest.LogCaptureFixture):
     finally:
         pages.stop()
     assert "a bug in a page" in caplog.text
+
+
+def test_a_deterministic_server_tells_its_padding(repository: Path):
+    """An engine without measured batch invariance pads to one size, and the metrics tell how much was for nobody."""
+    with running_server(repository, engine="torch", deterministic=True, limits=Limits(max_batch_rows=8)) as server:
+        server.sample(sample(steps=2, count=3))
+        eventually(server, lambda found: any(call["ok"] for call in found["calls"]))
+        assert 'fewstep_padding_rows_total{model="digits-ddpm",network="denoiser"} 10.0' in get(server, "/metrics")[1]
