@@ -1,4 +1,4 @@
-"""`python -m bench load|demo|quality|faults`: exit code 0 done, 1 failed, 2 wrong usage."""
+"""`python -m bench load|demo|quality|faults|soak`: exit code 0 done, 1 failed, 2 wrong usage."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from rich.console import Console
 
 from server.client import FewstepError
 
-from . import demo, load, quality
+from . import demo, load, quality, soak
 from .faults import command as faults
 from .server_process import ServerFailed
 
-MEASUREMENTS = {"load": load, "demo": demo, "quality": quality, "faults": faults}
+MEASUREMENTS = {"load": load, "demo": demo, "quality": quality, "faults": faults, "soak": soak}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

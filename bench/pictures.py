@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
@@ -21,6 +22,7 @@ from .percentiles import percentiles
 if TYPE_CHECKING:
     from .load import LoadPlan
     from .sender import Outcome
+    from .soak_result import Window
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#000000")
 """Told apart by people who do not see all colours (Okabe and Ito)."""
@@ -229,5 +231,39 @@ def draw_quality(
         axes.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
         axes.set_xticks([], minor=True)
         axes.legend()
+        figure.supxlabel(foot, fontsize=8, color="0.4", x=0.01, ha="left")
+        _save(figure, path)
+
+
+def draw_soak(path: Path, windows: Sequence[Window], title: str, foot: str) -> None:
+    """What each window of a soak measured, over time; the quarters that are compared are shaded."""
+    seconds = [window.start for window in windows]
+    panels: tuple[tuple[str, dict[str, list[float]]], ...] = (
+        ("memory, MB", {"rss": [window.rss_mb for window in windows]}),
+        (
+            "threads and descriptors",
+            {"threads": [w.threads for w in windows], "descriptors": [w.descriptors for w in windows]},
+        ),
+        ("latency, ms", {"p50": [1e3 * w.p50 for w in windows], "p99": [1e3 * w.p99 for w in windows]}),
+        ("batches", {"rows a batch": [w.batch_rows for w in windows], "busy, %": [100 * w.busy for w in windows]}),
+    )
+    quarter = max(1, len(windows) // 4)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(13, 7), layout="constrained")
+        for axes, (name, curves) in zip(figure.subplots(2, 2, sharex=True).flat, panels, strict=True):
+            for (label, values), colour in zip(curves.items(), COLOURS, strict=False):
+                axes.plot(seconds, values, "o-", color=colour, label=label, markersize=3, linewidth=1)
+            for first, last in ((0, quarter - 1), (len(windows) - quarter, len(windows) - 1)):
+                axes.axvspan(seconds[first], seconds[last], color="0.93", zorder=0)
+            axes.set_title(name)
+            if name.startswith("latency"):
+                axes.set_yscale("log")
+                _plain_log(axes.yaxis)
+            else:
+                axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
+            axes.legend(loc="center right")
+        for axes in figure.axes[2:]:
+            axes.set_xlabel("s")
+        figure.suptitle("\n".join(wrap(title, 130)), x=0.01, ha="left", fontsize=11)
         figure.supxlabel(foot, fontsize=8, color="0.4", x=0.01, ha="left")
         _save(figure, path)

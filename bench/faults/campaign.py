@@ -24,6 +24,9 @@ from .verdicts import Broken, Verdicts
 
 IDLE_SECONDS = 20.0
 """Within which nothing may be left of requests whose callers all have their end."""
+NOT_ADMITTED = frozenset(["UNAVAILABLE", "CANCELLED"])
+"""How requests may end that came during the stop. gRPC itself cancels those that had reached the process and no handler
+yet when it shuts down."""
 REFUSED_PAUSE = 0.25
 """Seconds that a caller waits whom a stopping server has refused."""
 
@@ -215,7 +218,7 @@ class Campaign:
     # -- the stop -----------------------------------------------------------------------------------
 
     async def stop(self, signal: Callable[[], Awaitable[int]], progress: Progress) -> PhaseResult:
-        """SIGTERM amid traffic: streams that have begun get their result, other requests an answer or UNAVAILABLE.
+        """SIGTERM amid traffic: streams that have begun get their result, other requests an answer or a refusal.
 
         signal: sends it, and returns the exit code.
         """
@@ -234,7 +237,7 @@ class Campaign:
             async def work() -> None:
                 while not ended.is_set():
                     request = self._drawer.draw("call")
-                    others.append(replace(request, allowed=request.allowed | {"UNAVAILABLE"}))
+                    others.append(replace(request, allowed=request.allowed | NOT_ADMITTED))
                     ending = endings[request.number] = await other_caller.send(request)
                     progress(name, len(endings), len(begun) + len(others))
                     if ending.code == "UNAVAILABLE":
