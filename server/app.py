@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+HANDSHAKE_SECONDS = 20.0  # for TLS and HTTP/2 to be agreed on; a connection that says nothing is closed then
 STOP_GRACE_SECONDS = 5.0  # for answers that are on their way; returns as soon as they have left
 
 
@@ -145,6 +146,8 @@ class App:
             options=[
                 ("grpc.max_receive_message_length", config.limits.max_message_bytes),
                 ("grpc.max_send_message_length", config.limits.max_message_bytes),
+                ("grpc.max_allowed_incoming_connections", config.limits.max_connections),
+                ("grpc.server_handshake_timeout_ms", round(HANDSHAKE_SECONDS * 1000)),
                 ("grpc.so_reuseport", 0),
                 # Compressed messages are refused: gRPC would unpack one to any size and then look at the bound.
                 ("grpc.compression_enabled_algorithms_bitset", 1 << grpc.Compression.NoCompression),

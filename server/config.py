@@ -22,7 +22,8 @@ class Limits:
 
     max_batch_rows: network rows in one forward. max_rows_in_flight: rows with a slot, per model.
     state_bytes: memory of all slots of one model. max_waiting_rows, max_waiting_bytes: queued rows
-    over all models. max_rows_per_request, max_message_bytes: one request. step_seconds: a batch is
+    over all models. max_rows_per_request, max_message_bytes: one request. max_connections: open at
+    once, further ones are closed at once. max_concurrent_calls: over all connections. step_seconds: a batch is
     cut to what is predicted to run in this time, so that a new row never waits longer for its turn.
     """
 
@@ -33,6 +34,7 @@ class Limits:
     max_waiting_bytes: int = 256 * MIB
     max_rows_per_request: int = 1024
     max_message_bytes: int = 128 * MIB
+    max_connections: int = 1000
     max_concurrent_calls: int = 4096
     step_seconds: float = 0.1
 

@@ -44,7 +44,7 @@ class Malformed(NamedTuple):
 
 
 class PendingJob:
-    """What a coroutine waits for, one job or several. The engine's thread talks to it through the event loop only."""
+    """What a coroutine waits for. The engine's thread talks to it through the event loop only."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -63,43 +63,36 @@ class PendingJob:
         if self._events.qsize() < MAX_PENDING_PREVIEWS:
             self._events.put_nowait(preview)
 
-    async def events(self, *jobs: Job) -> AsyncGenerator[tuple[int, Any], None]:
-        """Submit the jobs; yields (step, preview) and returns when all are done.
+    async def events(self, job: Job) -> AsyncGenerator[tuple[int, Any], None]:
+        """Submit the job; yields (step, preview) and returns when it is done.
 
-        It is all or nothing: where one is refused or fails, and where the caller leaves early, e.g. because
-        it is gone, the others are cancelled.
+        Where the caller leaves early, e.g. because it is gone, the job is cancelled.
 
         Raises:
-            ServerError: a job was refused, or failed.
+            ServerError: the job was refused, or failed.
         """
         call = CALL.get()
-        trace = None if call is None else call.trace
-        submitted: list[Job] = []
-        rows = sum(len(job.rows) for job in jobs)
+        submitted = False
         try:
-            with CLIENT.get(UNLIMITED).holding(rows, self._engine.batcher.admission.drain):
-                for job in jobs:
-                    if trace is not None:
-                        trace.follow(job)
-                    self._engine.submit(job)
-                    submitted.append(job)
-                missing = len(jobs)
-                while missing:
+            with CLIENT.get(UNLIMITED).holding(len(job.rows), self._engine.batcher.admission.drain):
+                if call is not None and call.trace is not None:
+                    call.trace.follow(job)
+                self._engine.submit(job)
+                submitted = True
+                while True:
                     event = await self._events.get()
                     if isinstance(event, ServerError):
                         raise event
                     if isinstance(event, Job):
-                        missing -= 1
-                    else:
-                        yield event
+                        return
+                    yield event
         finally:
-            for job in submitted:
-                if not job.ended:
-                    self._engine.cancel(job)
+            if submitted and not job.ended:
+                self._engine.cancel(job)
 
-    async def done(self, *jobs: Job) -> None:
-        """Submit the jobs and wait for their end, without previews. Raises as `events`."""
-        async for _ in self.events(*jobs):
+    async def done(self, job: Job) -> None:
+        """Submit the job and wait for its end, without previews. Raises as `events`."""
+        async for _ in self.events(job):
             pass
 
 
