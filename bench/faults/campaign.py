@@ -78,7 +78,8 @@ class PhaseResult:
     """What came of a phase.
 
     codes: endings by kind and code. checked: requests whose answers were compared with the offline result.
-    idle_seconds: until nothing of them was left. holds: the process afterwards.
+    idle_seconds: until nothing of them was left. slowest: the request that took the longest. holds: the process
+    afterwards.
     """
 
     name: str
@@ -88,6 +89,7 @@ class PhaseResult:
     broken: list[Broken] = field(default_factory=list)
     idle_seconds: float = 0.0
     slowest_seconds: float = 0.0
+    slowest: str = ""
     holds: Footprint | None = None
 
     @property
@@ -100,7 +102,8 @@ class PhaseResult:
         codes = self.codes.setdefault(request.kind, {})
         codes[ending.code] = codes.get(ending.code, 0) + 1
         self.checked += ending.code == "OK" and bool(ending.answers) and request.method not in _UNCHECKED
-        self.slowest_seconds = max(self.slowest_seconds, ending.seconds)
+        if ending.seconds > self.slowest_seconds:
+            self.slowest_seconds, self.slowest = ending.seconds, request.line()
         if broken is not None:
             self.broken.append(broken)
 

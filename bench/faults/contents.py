@@ -55,7 +55,8 @@ class Content:
             what = f"score {images} images, scales {','.join(first.scales) or 'default'}"
         else:
             what = f"{first.sampler or 'default'}:{first.steps or 'default'}, {first.count * len(self.same)} samples"
-        return f"{type(self.message).__name__} {first.model} {what}, seed {first.seed}"
+        urgency = f", priority {first.priority}" if first.priority else ""
+        return f"{type(self.message).__name__} {first.model} {what}, seed {first.seed}{urgency}"
 
 
 def draw_contents(cards: Mapping[str, ModelCard], count: int, seed: int) -> list[Content]:

@@ -115,6 +115,8 @@ class Report:
         yield from ("", "| kind | endings |", "| --- | --- |")
         for kind, codes in sorted(self._codes().items()):
             yield f"| {kind} | {', '.join(f'{code} {count}' for code, count in codes.most_common())} |"
+        yield from ("", "The slowest request of each phase:", "")
+        yield from (f"- {phase.slowest_seconds:.2f} s {phase.slowest}" for phase in self.phases)
         if self.broken:
             yield from ("", "## Broken promises", "")
             yield from (f"- {broken.promise}: {broken.what}" for broken in self.broken[:MOST_SHOWN])
