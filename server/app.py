@@ -27,12 +27,10 @@ from .loop.engine import Engine
 from .metrics import Metrics
 from .metrics_server import MetricsServer, Page
 from .repository import Repository
-from .repository import _fixed_rows as fixed_rows
 from .security import Gate, exposures
 from .status import StatusReader
 from .status_page import status_page
 from .tls import Certificates
-from .types import ModelKey
 
 if TYPE_CHECKING:
     from .tracing import Tracing
@@ -79,7 +77,7 @@ class App:
             config.engine,
             lambda name: self.repository.has(name.removesuffix(".score")),
             limits=config.limits,
-            fixed_rows=self._fixed_rows,
+            fixed_rows=lambda *network: self.repository.fixed_rows(*network),
             ready=lambda: not self.trouble(),
         )
         gate = Gate(config.security, self.metrics)
@@ -193,13 +191,6 @@ class App:
         except OSError as error:
             address = f"{config.metrics_host}:{config.metrics_port}"
             raise ConfigError(f"metrics_port: cannot listen on {address}: {error}") from error
-
-    def _fixed_rows(self, key: ModelKey, network: str) -> int:
-        """The rows that batches of a network are padded to, or 0; 0 also for a model that has been replaced."""
-        if not self.config.deterministic:
-            return 0
-        model = next((model for model in self.repository.models if model.key == key), None)
-        return 0 if model is None else fixed_rows(self.config, model.bundle).get(network, 0)
 
     def _on_death(self, error: BaseException) -> None:
         """The engine's thread ended by itself: the watchdog tells, and whoever runs the app stops it."""

@@ -28,12 +28,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Model:
-    """A loaded model: what the API needs to know of it."""
+    """A loaded model: what the API needs to know of it.
+
+    fixed_rows: the networks whose batches are padded, each with the number of rows that they are padded to.
+    """
 
     key: ModelKey
     bundle: Bundle
     calibrations: Mapping[str, Calibration]
     manifest_sha256: str
+    fixed_rows: Mapping[str, int]
     samplers: tuple[str, ...] = field(init=False)
     programs: ProgramCache = field(init=False)
 
@@ -92,6 +96,11 @@ class Repository:
     def has(self, name: str) -> bool:
         """Whether any version of a model is loaded."""
         return any(other == name for other, _ in self._models)
+
+    def fixed_rows(self, key: ModelKey, network: str) -> int:
+        """The rows that batches of a network are padded to, or 0; 0 also for a model that has been replaced."""
+        model = self._models.get((key.name, key.version))
+        return 0 if model is None or model.key != key else model.fixed_rows.get(network, 0)
 
     def find(self, name: str, version: int) -> Model:
         """A model by name and version; version 0 is the newest.
@@ -230,13 +239,14 @@ class Repository:
         if (directory.parent.name, directory.name) != (name, str(version)):
             raise BundleError(f"{directory} holds {name} version {version}")
         sessions = {network: self._runtime.load(bundle, network) for network in bundle.card.networks}
-        runner = ModelRunner(bundle, sessions, self._config.limits, fixed_rows=_fixed_rows(self._config, bundle))
+        fixed_rows = _fixed_rows(self._config, bundle)
+        runner = ModelRunner(bundle, sessions, self._config.limits, fixed_rows=fixed_rows)
         runner.warm_up()
         energy = bundle.card.energy
         scales = energy.scales if energy is not None else ()
         calibrations = {scale.name: Calibration(np.array(scale.calibration)) for scale in scales if scale.calibration}
         self._generation += 1
-        return Model(ModelKey(name, version, self._generation), bundle, calibrations, sha256), runner
+        return Model(ModelKey(name, version, self._generation), bundle, calibrations, sha256, fixed_rows), runner
 
     def _remove(self, model: Model) -> None:
         place = (model.key.name, model.key.version)

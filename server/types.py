@@ -112,13 +112,17 @@ class Job:
 
 
 class Batch(NamedTuple):
-    """Rows that run together: one network, one kind of update."""
+    """Rows that run together: one network, one kind of update.
+
+    network_rows: of the line that the rows are at when the batch is made; they go on after it.
+    """
 
     model: ModelKey
     network: str
     kind: str
     rows: list[Row]
+    network_rows: int
 
-    @property
-    def network_rows(self) -> int:
-        return sum(row.network_rows for row in self.rows)
+    @classmethod
+    def of(cls, model: ModelKey, network: str, kind: str, rows: list[Row]) -> Batch:
+        return cls(model, network, kind, rows, sum([row.network_rows for row in rows]))

@@ -219,7 +219,7 @@ class Batcher:
             rows = self._take(group, now, ended)
             if rows:
                 break
-        batch = Batch(*group, rows)
+        batch = Batch.of(*group, rows)
         for job in {row.job for row in rows}:
             if job.started is None:
                 job.started = now

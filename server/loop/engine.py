@@ -198,7 +198,7 @@ class Engine:
                 batch.rows[0].failure = StepFailed(str(error))
                 return
             for rows in (batch.rows[:middle], batch.rows[middle:]):
-                self._run_or_split(batch._replace(rows=rows))
+                self._run_or_split(Batch.of(batch.model, batch.network, batch.kind, rows))
 
     def _complete(self, batch: Batch, seconds: float) -> None:
         with self._changed:

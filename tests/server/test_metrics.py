@@ -24,7 +24,7 @@ def metrics_of(**options) -> Metrics:
 
 def batch(rows: int) -> Batch:
     job = Job(KEY, lambda job, error: None)
-    return Batch(KEY, "network", "ensemble", [Row(job, 0, i, PROGRAM) for i in range(rows)])
+    return Batch.of(KEY, "network", "ensemble", [Row(job, 0, i, PROGRAM) for i in range(rows)])
 
 
 @pytest.mark.parametrize(("rows", "counted"), [(1, "1"), (2, "2"), (3, "4"), (33, "64"), (64, "64")])

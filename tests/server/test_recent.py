@@ -89,7 +89,7 @@ def test_a_flood_of_one_code_leaves_the_others(recent: Recent, clock: Clock):
 def test_a_batch_fills_the_columns_that_it_ran_in(recent: Recent, clock: Clock):
     """Its seconds and rows are spread over its time, and it is counted once."""
     clock.now = 1000.0 + 2.5 * COLUMN_SECONDS
-    recent.observe_step(Batch(KEY, "network", "ensemble", rows(0, 1, 2, 3, 9)), 5, 2 * COLUMN_SECONDS)
+    recent.observe_step(Batch.of(KEY, "network", "ensemble", rows(0, 1, 2, 3, 9)), 5, 2 * COLUMN_SECONDS)
     cells = [column[LANE] for column in recent.batches() if LANE in column]
     assert [cell.seconds / COLUMN_SECONDS for cell in cells] == pytest.approx([0.5, 1.0, 0.5])
     assert [cell.batches for cell in cells] == [0, 0, 1]
@@ -100,12 +100,12 @@ def test_a_batch_fills_the_columns_that_it_ran_in(recent: Recent, clock: Clock):
 
 def test_batches_are_forgotten(recent: Recent, clock: Clock):
     """The picture ends with the present, and what is older than its first column is gone."""
-    recent.observe_step(Batch(KEY, "network", "ensemble", rows(1)), 1, 0.0)
+    recent.observe_step(Batch.of(KEY, "network", "ensemble", rows(1)), 1, 0.0)
     clock.now += (COLUMNS - 1) * COLUMN_SECONDS
     assert [index for index, column in enumerate(recent.batches()) if column] in ([0], [1])
     clock.now += 2 * COLUMN_SECONDS
     assert not any(recent.batches())
-    recent.observe_step(Batch(KEY, "network", "ensemble", rows(1)), 1, 3600.0)
+    recent.observe_step(Batch.of(KEY, "network", "ensemble", rows(1)), 1, 3600.0)
     assert len(recent.batches()) == COLUMNS == sum(LANE in column for column in recent.batches())
 
 
@@ -138,4 +138,4 @@ def test_readers_and_writers_do_not_disturb_each_other():
 def write(recent: Recent) -> None:
     for number in range(3000):
         recent.observe_call(f"rpc {number % 7}", "OK" if number % 2 else f"CODE {number % 11}", 0.1, "", "")
-        recent.observe_step(Batch(KEY, f"network {number % 5}", "ensemble", rows(1, 2)), 2, 1e-4)
+        recent.observe_step(Batch.of(KEY, f"network {number % 5}", "ensemble", rows(1, 2)), 2, 1e-4)
