@@ -6,7 +6,7 @@ BIN := .venv/bin
 REPOSITORY ?= repository
 PROTOS := protos/fewstep.proto protos/inference.proto
 
-.PHONY: demo test check serve zoo format protos clean
+.PHONY: demo test check serve zoo format protos audit clean
 
 demo: .venv/installed
 	$(BIN)/python -m bench demo
@@ -19,6 +19,7 @@ check: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m pip check
 
 serve: .venv/installed
 	$(BIN)/python -m export models/zoo/digits-ddpm models/zoo/digits-vdrme --repository $(REPOSITORY)
@@ -37,6 +38,13 @@ protos: .venv/installed
 	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. $(PROTOS)
 	sed -i 's/_descriptor_pool\.Default()/_descriptor_pool.DescriptorPool()/' protos/inference_pb2.py
 
+# Known flaws of the pinned versions. It asks a public database, so that it is no part of `make check`, which must work
+# without a network; the auditor has an environment of its own, as its dependencies are not ours.
+audit:
+	test -x .venv-audit/bin/python || $(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install -q pip-audit
+	.venv-audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
+
 # constraints.txt pins every version; torch comes first, because a looser request takes gigabytes of CUDA.
 .venv/installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "fewstep needs Python 3.11 or 3.12 on the path, or PYTHON=..."; exit 1; }
@@ -46,4 +54,4 @@ protos: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv out repository
+	rm -rf .venv .venv-audit out repository
