@@ -126,18 +126,14 @@ def _sample(rng: random.Random, card: ModelCard) -> pb.SampleRequest:
 
 def options_of(request: pb.SampleRequest) -> SampleOptions:
     """The options of a native request, read by the campaign itself and not by the server's code."""
-    one = {
-        name: getattr(request, name) if request.HasField(name) else None
-        for name in ("steps", "eta", "guidance", "temperature", "step_size")
-    }
-    return SampleOptions(
-        sampler=request.sampler or None,
-        spacing=request.spacing or None,
-        form=request.form or None,
-        m=tuple(request.m),
-        weights=tuple(tuple(row.values) for row in request.weights),
-        **one,
-    )
+    given: dict[str, Any] = {"weights": tuple(tuple(row.values) for row in request.weights)}
+    for name in SampleOptions.__dataclass_fields__.keys() - given:
+        value = getattr(request, name)
+        if request.DESCRIPTOR.fields_by_name[name].has_presence:
+            given[name] = value if request.HasField(name) else None
+        else:
+            given[name] = value or None if isinstance(value, str) else tuple(value)
+    return SampleOptions(**given)
 
 
 def _options(rng: random.Random, card: ModelCard) -> dict[str, Any]:

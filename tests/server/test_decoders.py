@@ -19,7 +19,7 @@ from PIL import Image
 from models.bundle import ImageSpec, ModelCard
 from models.calibrate import Calibration
 from models.checkpoint import load_checkpoint
-from models.samplers import available_samplers
+from models.samplers import SAMPLERS, available_samplers
 from protos import fewstep_pb2 as pb
 from protos import inference_pb2 as oip
 from server.api import oip_wire
@@ -137,7 +137,7 @@ SAMPLES = st.builds(
     lambda **fields: pb.SampleRequest(**{name: value for name, value in fields.items() if value is not None}),
     count=st.none() | COUNTS,
     steps=st.none() | COUNTS,
-    sampler=st.sampled_from(["", "ddim", "iddim", "radical", "custom", "vdrme", "langevin"]) | TEXTS,
+    sampler=st.sampled_from(["", *SAMPLERS]) | TEXTS,
     m=st.lists(NUMBERS, max_size=4),
     form=st.sampled_from(["", "iterate", "accumulator"]) | TEXTS,
     weights=st.lists(st.builds(lambda values: pb.Weights(values=values), st.lists(NUMBERS, max_size=4)), max_size=4),
