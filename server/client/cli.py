@@ -72,10 +72,10 @@ class Output:
         self.tables.print(title, soft_wrap=True)  # not the table's own title, which is cut to the table's width
         self.tables.print(table)
 
-    def error(self, code: str, message: str) -> None:
+    def error(self, code: str, message: str, request_id: str = "") -> None:
         """Say on standard error what went wrong, and in the JSON document where one was asked for."""
-        print(f"{code}: {message}", file=sys.stderr)
-        self.document({"error": {"code": code, "message": message}})
+        print(f"{code}: {message}" + (f" (request {request_id})" if request_id else ""), file=sys.stderr)
+        self.document({"error": {"code": code, "message": message, "request_id": request_id}})
 
 
 def _plain(value: Any) -> Any:
@@ -314,7 +314,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _connect(options) as client:
             COMMANDS[options.command](client, options, output)
     except FewstepError as error:
-        output.error(error.code.name, error.message)
+        output.error(error.code.name, error.message, error.request_id)
         return FAILED
     except (ValueError, OSError) as error:
         output.error("BAD_INPUT", str(error))

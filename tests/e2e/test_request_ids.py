@@ -20,6 +20,7 @@ import tritonclient.grpc as triton
 
 from protos import fewstep_pb2 as pb
 from server.api.native import Scorer
+from server.client import FewstepClient, FewstepError, cli
 from server.config import Security
 from server.logs import JsonFormatter
 
@@ -207,3 +208,18 @@ def test_a_flood_of_bad_requests_costs_few_lines(repository: Path):
     left_out = sum(int(line.split("left_out=")[1].split("]")[0]) for line in told if "left_out=" in line)
     assert len(told) < 100
     assert len(told) + left_out == 301
+
+
+def test_the_client_knows_the_id_of_a_call_that_failed(server: RunningServer, capsys):
+    """The exception has the id that the log has, and the command line prints it."""
+    with (
+        logged(logging.INFO) as entries,
+        FewstepClient(server.address) as client,
+        pytest.raises(FewstepError) as caught,
+    ):
+        client.sample("digits-ddpm", steps=0)
+    assert caught.value.request_id in {entry.get("request_id") for entry in entries}
+    assert cli.main(["--address", server.address, "--json", "sample", "digits-ddpm", "--steps", "0"]) == 1
+    output = capsys.readouterr()
+    assert json.loads(output.out)["error"]["request_id"] in output.err
+    assert json.loads(output.out)["error"]["request_id"]
