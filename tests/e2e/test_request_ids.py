@@ -210,16 +210,14 @@ def test_a_flood_of_bad_requests_costs_few_lines(repository: Path):
     assert len(told) + left_out == 301
 
 
-def test_the_client_knows_the_id_of_a_call_that_failed(server: RunningServer, capsys):
-    """The exception has the id that the log has, and the command line prints it."""
-    with (
-        logged(logging.INFO) as entries,
-        FewstepClient(server.address) as client,
-        pytest.raises(FewstepError) as caught,
-    ):
-        client.sample("digits-ddpm", steps=0)
-    assert caught.value.request_id in {entry.get("request_id") for entry in entries}
-    assert cli.main(["--address", server.address, "--json", "sample", "digits-ddpm", "--steps", "0"]) == 1
+def test_the_client_knows_the_id_of_a_call_that_failed(repository: Path, capsys):
+    """The exception has the id that the log has, and so has what the command line prints."""
+    with logged(logging.INFO) as entries, running_server(repository) as server:
+        with FewstepClient(server.address) as client, pytest.raises(FewstepError) as caught:
+            client.sample("digits-ddpm", steps=0)
+        assert cli.main(["--address", server.address, "--json", "sample", "digits-ddpm", "--steps", "0"]) == cli.FAILED
     output = capsys.readouterr()
-    assert json.loads(output.out)["error"]["request_id"] in output.err
-    assert json.loads(output.out)["error"]["request_id"]
+    printed = json.loads(output.out)["error"]["request_id"]
+    assert f"(request {printed})" in output.err
+    refused = [entry["request_id"] for entry in entries if entry.get("code") == "INVALID_ARGUMENT"]
+    assert refused == [caught.value.request_id, printed]
