@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from ..bundle import ModelCard
 from ..program import Program
+from .ancestral import compile_ancestral
 from .ensemble import compile_custom, compile_ddim, compile_iddim, compile_radical
 from .langevin import compile_langevin
 from .options import OptionError, SampleOptions, UnsupportedError
@@ -45,6 +46,7 @@ SAMPLERS: dict[str, Sampler] = {
     "iddim": Sampler(compile_iddim, frozenset({"spacing", "eta", "guidance", "m", "form"})),
     "radical": Sampler(compile_radical, frozenset({"spacing", "eta", "guidance"})),
     "custom": Sampler(compile_custom, frozenset({"spacing", "guidance", "weights"})),
+    "ancestral": Sampler(compile_ancestral, frozenset({"eta", "guidance"})),
     "vdrme": Sampler(compile_vdrme, frozenset()),
     "langevin": Sampler(compile_langevin, frozenset({"step_size"}), uses_labels=False),
 }

@@ -23,24 +23,29 @@ class FewstepError(Exception):
 
     code: the gRPC status. message: the server's words, which name the field at fault.
     retry_after: seconds after which the server expects to have room (RESOURCE_EXHAUSTED), else None.
+    request_id: what the server's log and traces call this call, or "" where it did not get there.
     """
 
-    def __init__(self, code: grpc.StatusCode, message: str, retry_after: float | None = None) -> None:
+    def __init__(
+        self, code: grpc.StatusCode, message: str, retry_after: float | None = None, request_id: str = ""
+    ) -> None:
         super().__init__(f"{code.name}: {message}")
         self.code = code
         self.message = message
         self.retry_after = retry_after
+        self.request_id = request_id
 
 
 class SampleOptions(TypedDict, total=False):
     """Options of a sample request; what is left out takes the model's or the sampler's default.
 
     count: number of samples. steps: network steps.
-    sampler: ddim, iddim, radical, custom, vdrme or langevin, as far as the model offers it.
+    sampler: ddim, iddim, radical, custom, ancestral, vdrme or langevin, as far as the model offers it.
     m: iDDIM's ensemble weight in [0, 1], one value, or one a step (eq. 11).
     form: iDDIM's form, "iterate" (eq. 11) or "accumulator" (eq. 33).
     weights: for `custom`, row i holds the i+1 weights of the predictions of steps 0..i (eq. 4).
-    eta: amount of noise in [0, 1] (eq. 28). guidance: w >= 0 of classifier-free guidance.
+    eta: amount of noise in [0, 1] (eq. 28), of ancestral the interpolation v of its variance.
+    guidance: w >= 0 of classifier-free guidance.
     temperature: std of the prior noise; for langevin the chain's temperature.
     step_size: langevin's step size s. spacing: "quadratic" or "linear" time grid.
     labels: one for all samples, or one a sample. seed: 0..2^64-1; without it the server draws one.
@@ -126,14 +131,16 @@ def score_request(
 
 
 def failure(error: grpc.RpcError) -> FewstepError:
-    """The client's form of a gRPC error; its trailing metadata may hold how long to wait."""
+    """The client's form of a gRPC error; its trailing metadata hold the call's id, and maybe how long to wait."""
     if not isinstance(error, grpc.Call):
         return FewstepError(grpc.StatusCode.UNKNOWN, str(error))
-    retry_after = None
+    retry_after, request_id = None, ""
     for key, value in error.trailing_metadata() or ():
         if key == "grpc-status-details-bin" and isinstance(value, bytes):
             retry_after = _retry_after(value)
-    return FewstepError(error.code(), error.details() or "the server gave no reason", retry_after)
+        elif key == "x-request-id" and isinstance(value, str):
+            request_id = value
+    return FewstepError(error.code(), error.details() or "the server gave no reason", retry_after, request_id)
 
 
 def _retry_after(status: bytes) -> float | None:

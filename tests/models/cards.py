@@ -27,7 +27,7 @@ def denoiser_card(**sampling: Any) -> ModelCard:
     """A class-conditional denoiser with every sampler of the ensemble family."""
     spec: dict[str, Any] = {
         "network": "denoiser",
-        "samplers": ("ddim", "iddim", "radical", "custom"),
+        "samplers": ("ddim", "iddim", "radical", "custom", "ancestral"),
         "default_steps": 8,
     }
     return ModelCard(
