@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -126,9 +127,10 @@ def run(
         elif isinstance(update, LangevinUpdate):
             result.energy, gradient = outputs
             step = update.gradient * gradient
-            norm = step.flatten(1).norm(dim=1).clamp_min(torch.finfo(dtype).tiny)
-            shrink = (update.max_displacement / norm).clamp_max(1.0)
-            x = update.state * x + update.anchor * start + step * shrink.reshape(-1, *[1] * len(shape))
+            if isfinite(update.max_displacement):
+                norm = step.flatten(1).norm(dim=1).clamp_min(torch.finfo(dtype).tiny)
+                step = step * (update.max_displacement / norm).clamp_max(1.0).reshape(-1, *[1] * len(shape))
+            x = update.state * x + update.anchor * start + step
             if line.noise is not None:
                 x = x + update.noise * noise(line.noise)
             x = x.clamp(update.low, update.high)

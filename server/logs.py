@@ -26,7 +26,14 @@ def configure(level: str, form: str) -> None:
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     if level != "debug":
         handler.addFilter(FailureLimit())
+        handler.addFilter(is_not_of_a_caller_that_left)
     logging.basicConfig(level=level.upper(), handlers=[handler])
+
+
+def is_not_of_a_caller_that_left(record: logging.LogRecord) -> bool:
+    """gRPC logs a traceback at error where a caller leaves while a message is written to it, which is not an error."""
+    kind = record.exc_info[0] if record.exc_info else None
+    return not (record.name.startswith("grpc.") and kind is not None and kind.__name__ == "ExecuteBatchError")
 
 
 def printable(text: str) -> str:

@@ -9,6 +9,8 @@ from ..program import INFINITY, LangevinUpdate, Line, Program, noise_draw
 from .options import OptionError, SampleOptions, UnsupportedError
 
 MAX_STEPS = 10_000
+MAX_COEFFICIENT = 1e30
+"""Well within float32, so that a step is not infinite before it is multiplied by a gradient."""
 
 
 def langevin_step(
@@ -57,6 +59,9 @@ def compile_langevin(card: ModelCard, options: SampleOptions) -> Program:
     step = langevin_step(step_size, temperature, max_displacement=spec.max_displacement or INFINITY, low=low, high=high)
     # The network returns its own output's gradient; callers' U is sign * scale * output.
     step = step._replace(gradient=step.gradient * energy.sign * energy.scale)
+    if not (abs(step.gradient) <= MAX_COEFFICIENT and step.noise <= MAX_COEFFICIENT):
+        field = "temperature" if options.step_size is None else "step_size"
+        raise OptionError(field, f"step size {step_size} at temperature {temperature} is more than float32 can hold")
     scalars = {"time": energy.scales[0].time}  # one for all lines, as the update is: a chain may be long
     lines = tuple(
         Line(

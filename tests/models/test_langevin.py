@@ -98,3 +98,24 @@ def test_bad_options_name_themselves(option, value):
     with pytest.raises(OptionError) as caught:
         compile_sample(energy_card(), SampleOptions(**{option: value}))
     assert caught.value.field == option
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [({"step_size": 1e300}, "step_size"), ({"temperature": 1e-300}, "temperature"), ({"step_size": 1e35}, "step_size")],
+)
+def test_steps_that_float32_cannot_hold_are_refused(options, field):
+    """They would be infinite in the kernel, and the box would turn them into pictures."""
+    with pytest.raises(OptionError, match="float32") as caught:
+        compile_sample(energy_card(), SampleOptions(**options))
+    assert caught.value.field == field
+
+
+def test_without_a_bound_a_huge_step_is_taken_as_it_is():
+    """Nothing of the bound's arithmetic, which would overflow, touches a chain that has none."""
+    program = compile_sample(
+        energy_card(max_displacement=None), SampleOptions(steps=1, step_size=1e25, temperature=0.0)
+    )
+    networks = {"energy_gradient": lambda **inputs: energy_gradient(Quadratic(), **inputs)}
+    state = run(program, energy_card(), networks, seed=5, count=2, dtype=torch.float32).state
+    assert torch.allclose(state, -1e25 * start(2).float(), rtol=1e-5)

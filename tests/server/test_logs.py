@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from server.call import CALL, Call, request_id_of
-from server.logs import FailureLimit, JsonFormatter, TextFormatter, printable
+from server.logs import FailureLimit, JsonFormatter, TextFormatter, is_not_of_a_caller_that_left, printable
 
 EVIL = "a\nb\r\x1b[2J\x00\x85\u2028\u202e\ud800é 值"
 
@@ -118,3 +118,18 @@ def test_any_other_request_id_is_replaced(metadata):
     first, second = request_id_of(metadata), request_id_of(metadata)
     assert first != second
     assert len(first) == len(second) == 16
+
+
+def test_a_caller_that_left_is_no_error_of_grpcs():
+    """gRPC's traceback of a write to a caller that is gone is left out, and no other error of its."""
+
+    class ExecuteBatchError(Exception):
+        pass
+
+    def of(logger: str, kind: type[Exception]) -> logging.LogRecord:
+        return logging.LogRecord(logger, logging.ERROR, __file__, 1, "failed", (), (kind, kind(), None))
+
+    assert not is_not_of_a_caller_that_left(of("grpc._cython.cygrpc", ExecuteBatchError))
+    assert is_not_of_a_caller_that_left(of("grpc._cython.cygrpc", RuntimeError))
+    assert is_not_of_a_caller_that_left(of("server.api.calls", ExecuteBatchError))
+    assert is_not_of_a_caller_that_left(record())
