@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from . import logs
 from .app import App
 from .config import ClientLimits, Config, ConfigError, Limits, Security
+from .observability import logs
 
 
 def parse(arguments: list[str] | None = None) -> Config:

@@ -18,22 +18,22 @@ from export.runtime import open_runtime
 from protos import fewstep_pb2 as pb
 from protos import inference_pb2 as oip
 
+from .access.gate import Gate, exposures
+from .access.tls import Certificates
 from .api.calls import service_handler
 from .api.native import Models, Sampler, Scorer, Service
 from .api.oip import GRPCInferenceService
 from .config import Config, ConfigError
 from .health import Health, Watchdog
 from .loop.engine import Engine
-from .metrics import Metrics
-from .metrics_server import MetricsServer, Page
+from .observability.metrics import Metrics
+from .observability.metrics_server import MetricsServer, Page
+from .observability.status import StatusReader
+from .observability.status_page import status_page
 from .repository import Repository
-from .security import Gate, exposures
-from .status import StatusReader
-from .status_page import status_page
-from .tls import Certificates
 
 if TYPE_CHECKING:
-    from .tracing import Tracing
+    from .observability.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -208,7 +208,7 @@ def _open_tracing(config: Config) -> Tracing | None:
     if config.otlp_endpoint is None:
         return None
     try:
-        from .tracing import Tracing
+        from .observability.tracing import Tracing
     except ImportError as error:
         raise ConfigError(f"otlp_endpoint: needs the extra otel: pip install -e '.[otel]' ({error})") from error
     return Tracing(config.otlp_endpoint, config.trace_ratio)

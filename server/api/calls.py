@@ -16,17 +16,17 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from ..call import CALL, REQUEST_ID, Call
-from ..clients import CLIENT, UNLIMITED
+from ..access.clients import CLIENT, UNLIMITED
+from ..access.gate import Gate
 from ..errors import STATUS, InvalidArgument, ModelGone, Overloaded, ServerError
 from ..loop.engine import Engine
-from ..metrics import Metrics
-from ..security import Gate
+from ..observability.call import CALL, REQUEST_ID, Call
+from ..observability.metrics import Metrics
 from ..types import Job, Row
 from .observed import Observed
 
 if TYPE_CHECKING:
-    from ..tracing import Tracing
+    from ..observability.tracing import Tracing
 
 log = logging.getLogger(__name__)
 

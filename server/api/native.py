@@ -17,7 +17,7 @@ from ..config import Config
 from ..errors import InvalidArgument
 from ..loop.engine import Engine
 from ..loop.runner import row_bytes
-from ..metrics import Metrics
+from ..observability.metrics import Metrics
 from ..repository import Model, Repository
 from ..types import Job, Row
 from .calls import Context, PendingJob

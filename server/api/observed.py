@@ -7,15 +7,15 @@ import logging
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from ..call import CALL, REQUEST_ID, Call, request_id_of
-from ..clients import CLIENT
+from ..access.clients import CLIENT
 from ..errors import STATUS, Internal, ServerError
-from ..logs import printable
-from ..metrics import Metrics
 from ..names import MAX_NAME
+from ..observability.call import CALL, REQUEST_ID, Call, request_id_of
+from ..observability.logs import printable
+from ..observability.metrics import Metrics
 
 if TYPE_CHECKING:
-    from ..tracing import Tracing
+    from ..observability.tracing import Tracing
 
 log = logging.getLogger(__name__)
 

@@ -40,7 +40,7 @@ from ..config import Config
 from ..errors import STATUS, FailedPrecondition, InvalidArgument, ModelGone, NotFound, ServerError
 from ..loop.engine import Engine
 from ..loop.runner import row_bytes
-from ..metrics import Metrics
+from ..observability.metrics import Metrics
 from ..repository import Repository
 from ..types import Row
 from .calls import Context, PendingJob, answer, in_order, message_of

@@ -22,7 +22,7 @@ from protos import fewstep_pb2 as pb
 from server.api.native import Scorer
 from server.client import FewstepClient, FewstepError, cli
 from server.config import Security
-from server.logs import JsonFormatter
+from server.observability.logs import JsonFormatter
 
 from ..conftest import ROOT
 from ..running import RunningServer, running_server

@@ -20,8 +20,8 @@ from prometheus_client import CollectorRegistry
 
 from protos import fewstep_pb2 as pb
 from server.config import Limits, Security
-from server.metrics_server import MetricsServer
-from server.recent import COLUMNS, STEPS_LEFT
+from server.observability.metrics_server import MetricsServer
+from server.observability.recent import COLUMNS, STEPS_LEFT
 
 from ..running import RunningServer, running_server
 

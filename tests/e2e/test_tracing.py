@@ -17,8 +17,8 @@ import tritonclient.grpc as triton
 
 from protos import fewstep_pb2 as pb
 from server import app as app_module
+from server.access.gate import exposures
 from server.config import Config, ConfigError
-from server.security import exposures
 
 from ..collector import Collector, attributes_of, running_collector
 from ..conftest import ROOT
@@ -200,7 +200,7 @@ def test_without_the_option_nothing_of_opentelemetry_is_imported(repository: Pat
 
 def test_a_missing_extra_is_a_configuration_error(monkeypatch: pytest.MonkeyPatch):
     """Without the packages the option is refused, and says what to install."""
-    monkeypatch.setitem(sys.modules, "server.tracing", None)
+    monkeypatch.setitem(sys.modules, "server.observability.tracing", None)
     with pytest.raises(ConfigError, match=r"otlp_endpoint: needs the extra otel"):
         app_module._open_tracing(Config(Path(), otlp_endpoint="http://localhost:4317"))
 

@@ -16,11 +16,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from server.config import Limits
 from server.loop.batcher import Batcher
-from server.metrics import Metrics
+from server.observability.metrics import Metrics
 
 from ..conftest import ROOT
 
-GRAFANA = ROOT / "server" / "grafana"
+GRAFANA = ROOT / "server" / "observability" / "grafana"
 DASHBOARD = json.loads((GRAFANA / "fewstep.json").read_text())
 RULES = [rule for group in yaml.safe_load((GRAFANA / "alerts.yml").read_text())["groups"] for rule in group["rules"]]
 ALARMS = (ROOT / "server" / "OPERATIONS.md").read_text().split("## Alarms")[1].split("\n## ")[0]

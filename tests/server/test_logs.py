@@ -9,8 +9,14 @@ from collections.abc import Callable
 
 import pytest
 
-from server.call import CALL, Call, request_id_of
-from server.logs import FailureLimit, JsonFormatter, TextFormatter, is_not_of_a_caller_that_left, printable
+from server.observability.call import CALL, Call, request_id_of
+from server.observability.logs import (
+    FailureLimit,
+    JsonFormatter,
+    TextFormatter,
+    is_not_of_a_caller_that_left,
+    printable,
+)
 
 EVIL = "a\nb\r\x1b[2J\x00\x85\u2028\u202e\ud800é 值"
 

@@ -10,7 +10,7 @@ from server.errors import Internal, StepFailed
 from server.loop.batcher import Batcher
 from server.loop.engine import Engine
 from server.loop.runner import NetworkError
-from server.metrics import Metrics
+from server.observability.metrics import Metrics
 from server.types import Batch, Job, ModelKey, Row
 
 KEY = ModelKey("model", 1)

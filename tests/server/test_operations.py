@@ -10,13 +10,13 @@ import sys
 from contextvars import Context
 from types import SimpleNamespace
 
-from server.call import CALL, Call
-from server.clients import CLIENT, Client
+from server.access.clients import CLIENT, Client
 from server.config import ClientLimits, Limits
 from server.errors import STATUS
-from server.logs import JsonFormatter
 from server.loop.batcher import Batcher
-from server.metrics import Metrics
+from server.observability.call import CALL, Call
+from server.observability.logs import JsonFormatter
+from server.observability.metrics import Metrics
 
 from ..conftest import ROOT
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from models.program import EnsembleUpdate, Line, Program
-from server.recent import COLUMN_SECONDS, COLUMNS, MAX_ERRORS, Recent, steps_left_class
+from server.observability.recent import COLUMN_SECONDS, COLUMNS, MAX_ERRORS, Recent, steps_left_class
 from server.types import Batch, Job, ModelKey, Row
 
 KEY = ModelKey("model", 1)

@@ -22,15 +22,15 @@ from hypothesis import strategies as st
 
 from export.runtime import EngineError, open_runtime
 from models.bundle import BundleError, load_bundle, sha256_of
+from server.access.clients import CLIENT, Addresses, Client, address_of
+from server.access.gate import Gate, exposures
+from server.access.secret_files import MAX_BYTES, Reloaded, read_file
+from server.access.tls import Certificates
+from server.access.tokens import Tokens
 from server.client import FewstepClient
 from server.client.channel import Credentials, read_token
-from server.clients import CLIENT, Addresses, Client, address_of
 from server.config import ClientLimits, Config, ConfigError, Security
 from server.errors import InvalidArgument, Overloaded, PermissionDenied, Unauthenticated
-from server.secret_files import MAX_BYTES, Reloaded, read_file
-from server.security import Gate, exposures
-from server.tls import Certificates
-from server.tokens import Tokens
 
 from ..certificates import Authority
 from ..conftest import ROOT

@@ -24,8 +24,8 @@ from typing import Annotated, NamedTuple
 import msgspec
 from msgspec import Meta, Struct
 
+from ..config import ClientLimits, ConfigError
 from .clients import Client
-from .config import ClientLimits, ConfigError
 from .secret_files import Reloaded, read_file
 
 MAX_CLIENTS = 1000

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from time import monotonic
 
+from ..access.clients import CLIENT
 from .call import CALL
-from .clients import CLIENT
 
 FORMATS = ("text", "json")
 FAILURES_PER_SECOND = 10

@@ -20,10 +20,10 @@ from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from . import __version__
+from .. import __version__
+from ..errors import STATUS
+from ..types import Job, StepRecord
 from .call import Call
-from .errors import STATUS
-from .types import Job, StepRecord
 
 STOP_SECONDS = 5.0
 """How long a stop waits for the collector to take the last spans."""

@@ -8,7 +8,7 @@ from time import monotonic
 
 import grpc
 
-from .config import ConfigError, Security
+from ..config import ConfigError, Security
 from .secret_files import Reloaded, read_file
 
 

@@ -10,11 +10,11 @@ from urllib.parse import urlsplit
 
 import grpc
 
-from .call import CALL, REQUEST_ID, Call, request_id_of
+from ..config import Config, Security, is_loopback
+from ..errors import STATUS, PermissionDenied, Unauthenticated
+from ..observability.call import CALL, REQUEST_ID, Call, request_id_of
+from ..observability.metrics import Metrics
 from .clients import CLIENT, UNLIMITED, Addresses
-from .config import Config, Security, is_loopback
-from .errors import STATUS, PermissionDenied, Unauthenticated
-from .metrics import Metrics
 from .tokens import Tokens
 
 log = logging.getLogger(__name__)

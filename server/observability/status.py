@@ -10,13 +10,13 @@ from importlib.metadata import version
 import grpc
 import msgspec
 
-from . import __version__
-from .config import Config
-from .loop.batcher import ModelLoad
-from .loop.engine import Engine
+from .. import __version__
+from ..config import Config
+from ..loop.batcher import ModelLoad
+from ..loop.engine import Engine
+from ..repository import Model, Repository
+from ..types import ModelKey, Row
 from .recent import CALL_SECONDS, COLUMN_SECONDS, COLUMNS, STEPS_LEFT, Calls, Moments, Recent, steps_left_class
-from .repository import Model, Repository
-from .types import ModelKey, Row
 
 
 class NetworkStatus(msgspec.Struct, frozen=True):

@@ -9,12 +9,12 @@ from dataclasses import fields
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, Metric
 
-from . import __version__
-from .config import Limits
-from .errors import StepFailed
-from .loop.batcher import Batcher
+from .. import __version__
+from ..config import Limits
+from ..errors import StepFailed
+from ..loop.batcher import Batcher
+from ..types import Batch, Job, ModelKey
 from .recent import Recent
-from .types import Batch, Job, ModelKey
 
 SECONDS = (
     1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0,

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder, gzip_accepted
 
-from .config import is_loopback
+from ..config import is_loopback
 
 log = logging.getLogger(__name__)
 

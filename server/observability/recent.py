@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from time import perf_counter
 from typing import Generic, NamedTuple, TypeVar
 
-from .types import Batch, Row
+from ..types import Batch, Row
 
 STEPS_LEFT = (0, 1, 2, 4, 8)
 """Rows are told apart by the steps that they have left: 0, 1, 2-3, 4-7, 8 and more."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Generic, TypeVar
 
-from .config import ConfigError
+from ..config import ConfigError
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from functools import lru_cache
 from typing import Protocol
 from urllib.parse import unquote
 
-from .config import ClientLimits
-from .errors import InvalidArgument, Overloaded, Unauthenticated
+from ..config import ClientLimits
+from ..errors import InvalidArgument, Overloaded, Unauthenticated
 
 MAX_ADDRESSES = 10_000
 IPV6_NETWORK = 64  # bits: one customer gets a network at least this large, and its addresses are free

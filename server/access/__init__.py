@@ -1,0 +1,1 @@
+"""Who may call, and how much: TLS, tokens, clients' limits, and the gate that every call passes (SECURITY.md)."""
