@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 CHECKPOINTS = (Path("models/zoo/digits-ddpm"), Path("models/zoo/digits-vdrme"))
 EXPORT_TIMEOUT = 600.0
 STEPS = (4, 8, 10, 20)
-BEST_M = {4: 1.0, 8: 1.0, 10: 0.6, 20: 0.2}
+BEST_M = {4: 1.0, 8: 0.8, 10: 0.5, 20: 0.15}
 """iDDIM's best ensemble weight on digits at each number of steps, by `python -m bench quality`."""
 SAMPLES = 500
 """For each FD-digits: what two cores draw in half a minute. About as many as there are test images, whose figure is

@@ -48,11 +48,11 @@ class Recipe:
     """Hyperparameters; the defaults are the ones of the shipped checkpoint."""
 
     seed: int = 0
-    steps: int = 1800
+    steps: int = 3000
     batch: int = 64
     learning_rate: float = 1e-3
-    ema_decay: float = 0.995
-    label_dropout: float = 0.15
+    ema_decay: float = 0.998
+    label_dropout: float = 0.5
 
 
 def train_denoiser(data: LabelledImages, recipe: Recipe, report: Report) -> tuple[nn.Module, float]:
@@ -132,7 +132,7 @@ def train_digits_ddpm(output: Path, report: Report, recipe: Recipe | None = None
         sampling=SamplingSpec(
             network="denoiser",
             schedule=SCHEDULE,
-            samplers=("iddim", "ddim", "radical", "custom"),
+            samplers=("iddim", "ddim", "radical", "custom", "ancestral"),
             default_steps=10,
         ),
         training={

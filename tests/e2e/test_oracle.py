@@ -32,6 +32,7 @@ CASES = {
     "radical": {"model": "digits-ddpm", "sampler": "radical", "steps": 8, "labels": [7]},
     "custom": {"model": "digits-ddpm", "sampler": "custom", "steps": 3, "weights": [[1], [1, 3], [0, 1, 1]]},
     "guidance": {"model": "digits-ddpm", "sampler": "iddim", "steps": 5, "guidance": 1.5, "labels": [4, 5, 6]},
+    "ancestral": {"model": "digits-ddpm", "sampler": "ancestral", "steps": 6, "guidance": 0.5, "labels": [2]},
     "temperature": {"model": "digits-ddpm", "sampler": "ddim", "steps": 3, "temperature": 0.7},
     "vdrme 4": {"model": "digits-vdrme", "sampler": "vdrme", "steps": 4},
     "vdrme 6": {"model": "digits-vdrme", "sampler": "vdrme", "steps": 6},
