@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axis import Axis
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
@@ -209,18 +210,18 @@ def draw_quality(
 ) -> None:
     """FD-digits over network evaluations, one curve a method: (evaluations, distance) pairs in increasing order."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(8, 5), layout="constrained")
+        figure = Figure(figsize=(9, 5), layout="constrained")
         axes = figure.subplots()
-        for (name, points), colour in zip(curves.items(), COLOURS * (1 + len(curves)), strict=False):
+        for (name, points), colour in zip(curves.items(), _colours(len(curves)), strict=True):
             axes.plot(*zip(*points, strict=True), "o-", color=colour, label=name, markersize=5)
         axes.axhline(floor, color="0.4", linestyle="--", linewidth=1)
         axes.text(
-            0.995,
+            0.005,
             floor,
-            "test images ",
+            " test images",
             transform=axes.get_yaxis_transform(),
-            ha="right",
-            va="bottom",
+            ha="left",
+            va="top",
             color="0.4",
             fontsize=9,
         )
@@ -230,9 +231,16 @@ def draw_quality(
         axes.set(xscale="log", xlabel="network evaluations a sample", ylabel="FD-digits", title=title)
         axes.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
         axes.set_xticks([], minor=True)
-        axes.legend()
+        figure.legend(loc="outside right upper", frameon=False)
         figure.supxlabel(foot, fontsize=8, color="0.4", x=0.01, ha="left")
         _save(figure, path)
+
+
+def _colours(count: int) -> Sequence[str]:
+    """A colour for each of several curves; of more than there are names for, from dark to light in their order."""
+    if count <= len(COLOURS):
+        return COLOURS[:count]
+    return [to_hex(mpl.colormaps["viridis"](0.95 * i / (count - 1))) for i in range(count)]
 
 
 def draw_soak(path: Path, windows: Sequence[Window], title: str, foot: str) -> None:

@@ -130,7 +130,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--repository", type=Path, help="start a server over this model repository, and stop it afterwards"
     )
     parser.add_argument("--count", type=int, default=SAMPLES, help="samples a number, default %(default)s")
-    parser.add_argument("--m", type=_numbers(float), default=[0, 0.2, 0.4, 0.6, 0.8, 1], help="ensemble weights")
+    parser.add_argument(
+        "--m", type=_numbers(float), default=[0, 0.1, 0.15, 0.2, 0.4, 0.5, 0.6, 0.8, 1], help="ensemble weights"
+    )
     parser.add_argument("--steps", type=_numbers(int), default=[4, 8, 10, 20], help="of DDIM and iDDIM")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
