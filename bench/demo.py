@@ -42,7 +42,7 @@ EXPORT_TIMEOUT = 600.0
 STEPS = (4, 8, 10, 20)
 BEST_M = {4: 1.0, 8: 0.8, 10: 0.5, 20: 0.15}
 """iDDIM's best ensemble weight on digits at each number of steps, by `python -m bench quality`."""
-SAMPLES = 500
+SAMPLES = 400
 """For each FD-digits: what two cores draw in half a minute. About as many as there are test images, whose figure is
 therefore a fair floor; `python -m bench quality` takes 2000, whose figures are lower (`models.metrics.frechet`)."""
 SHOWN = 16
