@@ -146,8 +146,6 @@ class App:
                 ("grpc.max_send_message_length", config.limits.max_message_bytes),
                 ("grpc.max_allowed_incoming_connections", config.limits.max_connections),
                 ("grpc.server_handshake_timeout_ms", round(HANDSHAKE_SECONDS * 1000)),
-                # Of one connection, so that one alone cannot hold all calls that the server takes.
-                ("grpc.max_concurrent_streams", max(1, config.limits.max_concurrent_calls // 4)),
                 ("grpc.so_reuseport", 0),
                 # Compressed messages are refused: gRPC would unpack one to any size and then look at the bound.
                 ("grpc.compression_enabled_algorithms_bitset", 1 << grpc.Compression.NoCompression),

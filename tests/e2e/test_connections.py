@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -54,15 +53,3 @@ def test_a_connection_that_does_not_finish_its_handshake_is_closed(own_repositor
         silent.sendall(said)
         while silent.recv(4096):
             pass  # its settings; then the end, and no timeout of ours
-
-
-def test_one_connection_does_not_hold_all_calls(own_repository: Path):
-    """Of 8 calls that the server takes a connection has 2 at a time; what it wants beyond waits, and is answered."""
-    with running_server(own_repository, limits=Limits(max_concurrent_calls=8)) as server:
-        request = pb.SampleRequest(model="digits-ddpm", steps=60, count=16)
-        calls, most = [server.later(request) for _ in range(5)], 0
-        while not all(call.done() for call in calls):
-            most = max(most, server.app.engine.batcher.jobs)
-            threading.Event().wait(0.001)  # the engine needs the interpreter, too
-        assert [call.result().steps for call in calls] == [60] * 5
-        assert 1 <= most <= 2
