@@ -19,7 +19,6 @@ __all__ = ["ensemble_step", "langevin_step"]
 @torch.library.custom_op(
     "fewstep::ensemble_step",
     mutates_args=("state", "accumulator", "history", "prediction", "network_input"),
-    device_types="cuda",
 )
 def ensemble_step(
     state: Tensor,
@@ -40,44 +39,25 @@ def ensemble_step(
     network_input: Tensor | None = None,
 ) -> Tensor:
     """See `kernels.ensemble.ensemble_step`. Returns int32 `(rows,)`: 1 where a new state is not finite."""
-    from . import ensemble  # Triton is there only where a GPU is
+    keys = _keys(noise, seeds, samples, draws)
+    if state.is_cuda:
+        from .ensemble import ensemble_step as fused  # Triton is there only where a GPU is
 
-    return ensemble.ensemble_step(
-        state,
-        slots,
-        output,
-        coefficients,
-        anchor=anchor,
-        null_output=null_output,
-        accumulator=accumulator,
-        history=history,
-        weights=weights,
-        lines=lines,
-        noise=_keys(noise, seeds, samples, draws),
-        prediction=prediction,
-        network_input=network_input,
-    )
-
-
-@ensemble_step.register_kernel("cpu")
-def _(
-    state: Tensor,
-    slots: Tensor,
-    output: Tensor,
-    coefficients: Tensor,
-    anchor: Tensor,
-    null_output: Tensor | None = None,
-    accumulator: Tensor | None = None,
-    history: Tensor | None = None,
-    weights: Tensor | None = None,
-    lines: Tensor | None = None,
-    noise: Tensor | None = None,
-    seeds: Tensor | None = None,
-    samples: Tensor | None = None,
-    draws: Tensor | None = None,
-    prediction: Tensor | None = None,
-    network_input: Tensor | None = None,
-) -> Tensor:
+        return fused(
+            state,
+            slots,
+            output,
+            coefficients,
+            anchor=anchor,
+            null_output=null_output,
+            accumulator=accumulator,
+            history=history,
+            weights=weights,
+            lines=lines,
+            noise=keys,
+            prediction=prediction,
+            network_input=network_input,
+        )
     flat = output.flatten(1).float()
     weighted = None
     if history is not None and weights is not None and lines is not None:
@@ -94,7 +74,7 @@ def _(
         null_output=None if null_output is None else null_output.flatten(1).float(),
         accumulator=accumulator,
         history=weighted,
-        noise=_noise(_keys(noise, seeds, samples, draws), flat.shape[1]),
+        noise=_noise(keys, flat.shape[1]),
     )
     if history is not None and lines is not None:
         keeps = lines >= 0
@@ -109,7 +89,7 @@ def _(state: Tensor, slots: Tensor, output: Tensor, *others: Tensor | None, **na
     return state.new_empty(output.shape[0], dtype=torch.int32)
 
 
-@torch.library.custom_op("fewstep::langevin_step", mutates_args=("state", "network_input"), device_types="cuda")
+@torch.library.custom_op("fewstep::langevin_step", mutates_args=("state", "network_input"))
 def langevin_step(
     state: Tensor,
     slots: Tensor,
@@ -124,37 +104,24 @@ def langevin_step(
     network_input: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See `kernels.langevin.langevin_step`. Returns the gradients' norms and the flags of non-finite rows."""
-    from . import langevin
+    keys = _keys(noise, seeds, samples, draws)
+    if state.is_cuda:
+        from .langevin import langevin_step as fused
 
-    return langevin.langevin_step(
-        state,
-        slots,
-        gradient,
-        coefficients,
-        anchor=anchor,
-        noise=_keys(noise, seeds, samples, draws),
-        clips=clips,
-        network_input=network_input,
-    )
-
-
-@langevin_step.register_kernel("cpu")
-def _(
-    state: Tensor,
-    slots: Tensor,
-    gradient: Tensor,
-    coefficients: Tensor,
-    anchor: Tensor | None = None,
-    noise: Tensor | None = None,
-    seeds: Tensor | None = None,
-    samples: Tensor | None = None,
-    draws: Tensor | None = None,
-    clips: bool = True,
-    network_input: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+        return fused(
+            state,
+            slots,
+            gradient,
+            coefficients,
+            anchor=anchor,
+            noise=keys,
+            clips=clips,
+            network_input=network_input,
+        )
     flat = gradient.flatten(1).float()
-    given = _noise(_keys(noise, seeds, samples, draws), flat.shape[1])
-    new, norms = reference.langevin_step(state, slots, flat, coefficients, anchor=anchor, noise=given)
+    new, norms = reference.langevin_step(
+        state, slots, flat, coefficients, anchor=anchor, noise=_noise(keys, flat.shape[1])
+    )
     return norms, _written(new, network_input)
 
 
