@@ -25,7 +25,17 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 import models.networks
-from models.bundle import MANIFEST, Bundle, BundleError, Manifest, ModelCard, encode, load_bundle, sha256_of
+from models.bundle import (
+    MANIFEST,
+    Bundle,
+    BundleError,
+    Manifest,
+    ModelCard,
+    encode,
+    load_bundle,
+    sha256_of,
+    weight_files,
+)
 from models.checkpoint import CHECKPOINT, load_checkpoint, load_modules
 
 from . import ExportError
@@ -130,7 +140,7 @@ def _check_card(checkpoint: Path, card: ModelCard) -> None:
                 f"{checkpoint / CHECKPOINT}: modules[{name!r}].architecture {module.architecture!r} is unknown; "
                 f"known: {', '.join(sorted(known))}"
             )
-    files = [MANIFEST, *(module.weights for module in card.modules.values())]
+    files = [MANIFEST, *(path.name for path in weight_files(checkpoint, card))]
     for name in card.networks:
         if not FILE_NAME.fullmatch(f"{name}.onnx"):
             raise ExportError(f"{checkpoint / CHECKPOINT}: network name {name!r} cannot name a file")
@@ -219,8 +229,8 @@ def _write(target: Path, checkpoint: Path, manifest: Manifest, networks: Mapping
     try:
         for network in networks.values():
             (making / network.file.file).write_bytes(network.data)
-        for module in manifest.card.modules.values():
-            shutil.copyfile(checkpoint / module.weights, making / module.weights)
+        for path in weight_files(checkpoint, manifest.card):
+            shutil.copyfile(path, making / path.name)
         encode(making / MANIFEST, manifest)
         load_bundle(making)
         target.parent.mkdir(exist_ok=True)

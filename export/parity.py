@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from models.bundle import ModelCard, NetworkSpec, ParityCheck
+from models.bundle import ModelCard, NetworkSpec, ParityCheck, TensorSpec
 from models.run import Network
 
 from . import ExportError
@@ -26,23 +26,26 @@ DEFAULT_TIMES = 1000
 def draw_inputs(card: ModelCard, spec: NetworkSpec, rows: int, seed: int) -> dict[str, Tensor]:
     """Inputs as a server sees them: Gaussian states and latents, labels with the null one, times 0..999.
 
-    Returns: each input by name, `(rows, *shape)`. Scalars are uniform over the schedule's network times.
+    Returns: each input by name, `(rows, *shape)`. Scalars are uniform over their range, or the
+    schedule's network times.
     """
     generator = torch.Generator().manual_seed(seed)
     times = card.sampling.schedule.steps if card.sampling is not None else DEFAULT_TIMES
-    return {tensor.name: _draw(card, tensor.name, tensor.shape, rows, times, generator) for tensor in spec.inputs}
+    return {tensor.name: _draw(card, tensor, rows, times, generator) for tensor in spec.inputs}
 
 
-def _draw(
-    card: ModelCard, name: str, shape: tuple[int, ...], rows: int, times: int, generator: torch.Generator
-) -> Tensor:
-    if name == "label":
+def _draw(card: ModelCard, tensor: TensorSpec, rows: int, times: int, generator: torch.Generator) -> Tensor:
+    shape = tensor.shape
+    if tensor.name == "label":
         labels = list(range(card.labels.count)) if card.labels is not None else [0]
         if card.labels is not None and card.labels.null is not None:
             labels.append(card.labels.null)
         return torch.tensor(labels)[torch.randint(len(labels), (rows, *shape), generator=generator)]
     if shape:
         return torch.randn(rows, *shape, generator=generator)
+    if tensor.range is not None:
+        low, high = tensor.range
+        return low + (high - low) * torch.rand(rows, generator=generator)
     return torch.randint(times, (rows,), generator=generator).float()
 
 

@@ -42,7 +42,7 @@ def trace(module: nn.Module, spec: NetworkSpec, example: Mapping[str, Tensor]) -
     """
     inputs = {tensor.name: example[tensor.name] for tensor in spec.inputs}
     if spec.function == "energy_gradient":
-        traced = _trace_gradient(module, inputs)
+        traced = _trace_gradient(module, spec.gradients, inputs)
         return torch.export.export(
             traced, tuple(inputs.values()), dynamic_shapes=tuple({0: Dim.DYNAMIC} for _ in inputs)
         )
@@ -59,12 +59,12 @@ def trace(module: nn.Module, spec: NetworkSpec, example: Mapping[str, Tensor]) -
     return program
 
 
-def _trace_gradient(module: nn.Module, inputs: Mapping[str, Tensor]) -> fx.GraphModule:
-    """A graph of `(energy, gradient)` whose placeholders are named as the inputs."""
+def _trace_gradient(module: nn.Module, gradients: Sequence[str], inputs: Mapping[str, Tensor]) -> fx.GraphModule:
+    """A graph of `models.run.energy_gradient` whose placeholders are named as the inputs."""
     names = list(inputs)
 
-    def function(*tensors: Tensor) -> tuple[Tensor, Tensor]:
-        return energy_gradient(module, **dict(zip(names, tensors, strict=True)))
+    def function(*tensors: Tensor) -> tuple[Tensor, ...]:
+        return energy_gradient(module, gradients, **dict(zip(names, tensors, strict=True)))
 
     # Only the first axis is symbolic. With all of them symbolic the graph computes at run time
     # what is known here, such as the output padding of every transposed convolution.

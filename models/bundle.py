@@ -75,11 +75,15 @@ class ScheduleSpec(_Strict, frozen=True, kw_only=True):
 
 
 class TensorSpec(_Strict, frozen=True, kw_only=True):
-    """One input or output of a network. `shape` is the shape of one row: the batch axis is left out."""
+    """One input or output of a network. `shape` is the shape of one row: the batch axis is left out.
+
+    range: the values that a scalar input takes, for trying a graph out; without it they are network times.
+    """
 
     name: str
     dtype: Literal["float32", "int64"] = "float32"
     shape: tuple[Positive, ...] = ()
+    range: tuple[float, float] | None = None
 
     @property
     def elements(self) -> int:
@@ -87,28 +91,44 @@ class TensorSpec(_Strict, frozen=True, kw_only=True):
 
 
 class ModuleSpec(_Strict, frozen=True, kw_only=True):
-    """A torch module: its architecture in `models.networks`, its configuration and its weights."""
+    """A torch module: its architecture in `models.networks`, its configuration and its weights.
+
+    A module made of others, such as the energy of a generated image, names them as `parts`, keyword -> module, and has
+    no file of its own: what it is made of is stored once.
+    """
 
     architecture: str
     config: dict[str, Any]
-    weights: FileName
-    sha256: Sha256
+    weights: FileName | None = None
+    sha256: Sha256 | None = None
     parameters: int
+    parts: dict[str, str] = {}
+
+    def __post_init__(self) -> None:
+        if (self.weights is None) != (self.sha256 is None) or (self.weights is None) != bool(self.parts):
+            raise ValueError("a module has either weights with their sha256, or parts")
 
 
 class NetworkSpec(_Strict, frozen=True, kw_only=True):
     """A graph that the server runs: a function of one module.
 
-    `forward` is the module itself; `energy_gradient` returns the energy and its gradient with
-    respect to the input `sample`.
-    Input names have a fixed meaning: `sample` is the row's state, `label` its label, `latent` fresh
-    Gaussian noise; every other input is a scalar that the program's line gives by that name.
+    `forward` is the module itself. `energy_gradient` is for a module that returns the energy, or a tuple
+    that begins with it: the outputs are the energy, its gradients with respect to the inputs `gradients`,
+    and the rest of the tuple.
+    Input names have a fixed meaning: `sample` and the card's registers are the row's state, `label` its
+    label, `latent` fresh Gaussian noise; every other input is a scalar that the program's line gives by that name.
     """
 
     module: str
     function: Literal["forward", "energy_gradient"] = "forward"
+    gradients: tuple[str, ...] = ("sample",)
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+    def __post_init__(self) -> None:
+        missing = set(self.gradients) - {tensor.name for tensor in self.inputs}
+        if self.function == "energy_gradient" and (missing or not self.gradients):
+            raise ValueError(f"gradients {sorted(self.gradients)} must be among the inputs, and at least one")
 
 
 class SamplingSpec(_Strict, frozen=True, kw_only=True):
@@ -118,6 +138,7 @@ class SamplingSpec(_Strict, frozen=True, kw_only=True):
     (VDRME); without grids any number of steps from `min_steps` to `max_steps` is accepted.
     `clean_end` sets abar = 1 at the end of a trained grid, so that the last step emits the clean
     prediction (SPEC 3).
+    `parameters` are defaults of the method's own options (`SampleOptions.parameters`).
     """
 
     network: str
@@ -130,6 +151,7 @@ class SamplingSpec(_Strict, frozen=True, kw_only=True):
     grids: dict[str, tuple[int, ...]] = {}
     clean_end: bool = True
     clip: bool = True
+    parameters: dict[str, tuple[float, ...]] = {}
 
     def accepted_steps(self) -> tuple[int, ...]:
         """The accepted numbers of steps, in increasing order."""
@@ -152,7 +174,8 @@ class SamplingSpec(_Strict, frozen=True, kw_only=True):
 class ScaleSpec(_Strict, frozen=True, kw_only=True):
     """One noise scale of an energy: the network's time, the signal amplitude and the noise std there.
 
-    A clean image is brought to the scale as `signal * image + noise * n` with seeded Gaussian n.
+    A clean image is brought to the scale as `signal * image + noise * n` with seeded Gaussian n; that is the
+    `method` "noised". Others (`models.samplers.SCORERS`) score in a way of their own, with `parameters`.
     `calibration` holds the sorted energies of held-out in-distribution images (empty: uncalibrated).
     """
 
@@ -160,6 +183,8 @@ class ScaleSpec(_Strict, frozen=True, kw_only=True):
     time: float
     signal: float = 1.0
     noise: float = 0.0
+    method: Name = "noised"
+    parameters: dict[str, float] = {}
     calibration: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
@@ -198,7 +223,11 @@ class LangevinSpec(_Strict, frozen=True, kw_only=True):
 
 
 class ModelCard(_Strict, frozen=True, kw_only=True):
-    """What a model is, apart from its files."""
+    """What a model is, apart from its files.
+
+    registers: tensors that a row holds besides its `sample`, by name, and their shapes. refiners: how it refines
+    a caller's image (`models.samplers.REFINERS`), besides Langevin dynamics.
+    """
 
     format: Literal[1] = 1
     name: Name
@@ -211,9 +240,22 @@ class ModelCard(_Strict, frozen=True, kw_only=True):
     sampling: SamplingSpec | None = None
     energy: EnergySpec | None = None
     langevin: LangevinSpec | None = None
+    registers: dict[Name, tuple[Positive, ...]] = {}
+    refiners: tuple[str, ...] = ()
     training: dict[str, Any]
 
+    def register_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every register of a row, `sample` first."""
+        return {"sample": self.image.shape, **self.registers}
+
     def __post_init__(self) -> None:
+        taken = {"sample", "label", "latent"} & set(self.registers)
+        if taken:
+            raise ValueError(f"registers may not be named {', '.join(sorted(taken))}: these inputs have a meaning")
+        for name, module in self.modules.items():
+            for part in module.parts.values():
+                if part not in self.modules or self.modules[part].parts:
+                    raise ValueError(f"modules[{name!r}].parts: {part!r} is no module with weights of its own")
         for name, network in self.networks.items():
             if network.module not in self.modules:
                 raise ValueError(
@@ -288,9 +330,6 @@ class Bundle(Struct, frozen=True):
     def graph_path(self, network: str) -> Path:
         return self.directory / self.manifest.graphs[network].file
 
-    def weights_path(self, module: str) -> Path:
-        return self.directory / self.card.modules[module].weights
-
 
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file, in lower-case hex."""
@@ -330,6 +369,15 @@ def verify_file(path: Path, sha256: str) -> None:
         raise BundleError(f"{path}: SHA-256 is {found}, the manifest says {sha256}")
 
 
+def weight_files(directory: Path, card: ModelCard) -> dict[Path, str]:
+    """The weight files of a card's modules below `directory`, and their SHA-256."""
+    return {
+        directory / module.weights: module.sha256
+        for module in card.modules.values()
+        if module.weights is not None and module.sha256 is not None
+    }
+
+
 def load_bundle(directory: Path) -> Bundle:
     """Load a bundle and verify every file of it.
 
@@ -342,9 +390,9 @@ def load_bundle(directory: Path) -> Bundle:
     for name, graph in manifest.graphs.items():
         _confine(directory, bundle.graph_path(name))
         verify_file(bundle.graph_path(name), graph.sha256)
-    for name, module in manifest.card.modules.items():
-        _confine(directory, bundle.weights_path(name))
-        verify_file(bundle.weights_path(name), module.sha256)
+    for path, sha256 in weight_files(directory, manifest.card).items():
+        _confine(directory, path)
+        verify_file(path, sha256)
     return bundle
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .bundle import ModelCard, ModuleSpec, decode, encode, sha256_of, verify_file
+from .bundle import BundleError, ModelCard, ModuleSpec, decode, encode, sha256_of, verify_file, weight_files
 
 if TYPE_CHECKING:
     import torch
@@ -33,14 +33,20 @@ def save_module(
     )
 
 
+def composite_module(architecture: str, parts: Mapping[str, str], modules: Mapping[str, ModuleSpec]) -> ModuleSpec:
+    """The entry of a module that is made of others: keyword of its class -> name among `modules`."""
+    parameters = sum(modules[part].parameters for part in parts.values())
+    return ModuleSpec(architecture=architecture, config={}, parameters=parameters, parts=dict(parts))
+
+
 def save_checkpoint(directory: Path, card: ModelCard) -> None:
     """Write `checkpoint.json`; the modules that it names must have been saved by `save_module`.
 
     Raises:
         BundleError: a weight file is missing or is not the one described.
     """
-    for module in card.modules.values():
-        verify_file(directory / module.weights, module.sha256)
+    for path, sha256 in weight_files(directory, card).items():
+        verify_file(path, sha256)
     encode(directory / CHECKPOINT, card)
 
 
@@ -51,8 +57,8 @@ def load_checkpoint(directory: Path) -> ModelCard:
         BundleError: the file or a weight file is missing or wrong; names it.
     """
     card = decode(directory / CHECKPOINT, ModelCard)
-    for module in card.modules.values():
-        verify_file(directory / module.weights, module.sha256)
+    for path, sha256 in weight_files(directory, card).items():
+        verify_file(path, sha256)
     return card
 
 
@@ -64,15 +70,15 @@ def load_modules(directory: Path, specs: Mapping[str, ModuleSpec]) -> dict[str, 
     """
     from safetensors.torch import load_file
 
-    from .bundle import BundleError
     from .networks import build
 
-    modules = {}
-    for name, spec in specs.items():
-        module = build(spec.architecture, spec.config)
-        try:
-            module.load_state_dict(load_file(directory / spec.weights))
-        except RuntimeError as error:
-            raise BundleError(f"{directory / spec.weights}: does not fit {spec.architecture}: {error}") from error
+    modules: dict[str, torch.nn.Module] = {}
+    for name, spec in sorted(specs.items(), key=lambda item: bool(item[1].parts)):  # what others are made of first
+        module = build(spec.architecture, spec.config, {keyword: modules[part] for keyword, part in spec.parts.items()})
+        if spec.weights is not None:
+            try:
+                module.load_state_dict(load_file(directory / spec.weights))
+            except RuntimeError as error:
+                raise BundleError(f"{directory / spec.weights}: does not fit {spec.architecture}: {error}") from error
         modules[name] = module.eval().requires_grad_(False)
     return modules

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 from models.bundle import ModelCard, ScaleSpec
 from models.program import Program
@@ -23,7 +23,7 @@ class ProgramCache:
     def __init__(self, card: ModelCard, max_lines: int = MAX_LINES) -> None:
         self._card = card
         self._max_lines = max_lines
-        self._programs: OrderedDict[SampleOptions | ScaleSpec, Program] = OrderedDict()
+        self._programs: OrderedDict[Hashable, Program] = OrderedDict()
         self.lines = 0
 
     def sample(self, options: SampleOptions) -> Program:
@@ -34,9 +34,9 @@ class ProgramCache:
 
     def score(self, scale: ScaleSpec) -> Program:
         """The program of a score at one noise scale. Raises as `compile_score`."""
-        return self._kept(scale, lambda: compile_score(self._card, scale))
+        return self._kept(scale.name, lambda: compile_score(self._card, scale))
 
-    def _kept(self, key: SampleOptions | ScaleSpec, make: Callable[[], Program]) -> Program:
+    def _kept(self, key: Hashable, make: Callable[[], Program]) -> Program:
         program = self._programs.get(key)
         if program is not None:
             self._programs.move_to_end(key)

@@ -25,8 +25,9 @@ class Row:
 
     seed, sample: key the row's noise. label: None where the model takes none.
     image: the caller's image, `(elements,)` float32, where the program starts from it.
-    state, energy, preview, failure, history (the predictions, where the program weights them): filled
-    in by the runner as the row's program goes on.
+    state, scores (of its scoring lines), energy and gradient_norm (of its last line with a gradient), preview,
+    failure, history (the predictions, where the program weights them): filled in by the runner as the row's program
+    goes on.
     """
 
     job: Job
@@ -38,7 +39,9 @@ class Row:
     line: int = 0
     slot: int = -1
     state: Any = None
+    scores: list[float] = field(default_factory=list)
     energy: float | None = None
+    gradient_norm: float | None = None
     preview: Any = None
     failure: ServerError | None = None
     history: list[Any] = field(default_factory=list)
@@ -81,7 +84,8 @@ class Job:
 
     on_done is called once, from the engine's thread: with None, or with what went wrong. It is not
     called for a job that its caller cancelled.
-    on_preview, where given, is called with row 0 after each of its steps.
+    on_preview, where given, is called with row 0 after each of its steps; `preview` is None where a step left the
+    sample alone.
     trace: where the engine writes the steps of a call that is traced.
     """
 

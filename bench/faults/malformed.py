@@ -76,8 +76,8 @@ def _can_be_checked(data: bytes, cards: Mapping[str, ModelCard]) -> bool:
             program = compile_sample(cards[request.model], options_of(request))
     except (DecodeError, KeyError, OptionError, UnsupportedError, OverflowError):
         return True  # the server has to refuse it
-    update = program.lines[0].update
-    tame = not isinstance(update, LangevinUpdate) or abs(update.gradient) <= MOST_FORCE
+    rule = program.lines[0].updates[0].rule
+    tame = not isinstance(rule, LangevinUpdate) or abs(rule.gradient) <= MOST_FORCE
     return tame and len(program.lines) * request.count <= MOST_WORK
 
 

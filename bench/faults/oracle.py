@@ -123,10 +123,9 @@ class Oracle:
         program = compile_sample(card, options_of(request))
         count = request.count if request.HasField("count") else max(1, len(request.labels))
         labels = list(request.labels) * (count if len(request.labels) == 1 else 1) or None
-        calls: list[_Call] = []
-        networks = {name: _recorded(network, calls) for name, network in self._networks[card.name].items()}
+        networks = self._networks[card.name]
         result = run(program, card, networks, seed=request.seed, count=count, labels=labels, keep_trace=True)
-        previews = torch.stack([step[0] for step in _previews(program, calls, result.trace)])
+        previews = torch.stack([preview[0] for preview in result.previews if preview is not None])
         return Expected(program.nfe, result.state.numpy(), previews.numpy(), *_tolerances(program))
 
     def _scored(self, request: pb.ScoreRequest) -> Expected:
@@ -164,10 +163,11 @@ def _tolerances(program: Program) -> tuple[float, float]:
     """
     image = preview = 0.0
     for line in program.lines:
-        if isinstance(line.update, EnsembleUpdate):
-            gain = abs(line.update.p_output) * (1.0 + 2.0 * line.update.guidance)
-            preview = max(preview, gain)
-            image = max(image, gain * abs(line.update.prediction))
+        for rule in (update.rule for update in line.updates):
+            if isinstance(rule, EnsembleUpdate):
+                gain = abs(rule.p_output) * (1.0 + 2.0 * rule.guidance)
+                preview = max(preview, gain)
+                image = max(image, gain * abs(rule.prediction))
     return max(TOLERANCE, NETWORK_ERROR * image), max(TOLERANCE, NETWORK_ERROR * preview)
 
 
@@ -180,38 +180,6 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-# -- previews ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Call:
-    sample: torch.Tensor
-    output: torch.Tensor
-
-
-def _recorded(network: Network, calls: list[_Call]) -> Network:
-    def call(**inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        outputs = network(**inputs)
-        calls.append(_Call(inputs["sample"], outputs[0]))
-        return outputs
-
-    return call
-
-
-def _previews(program: Program, calls: Sequence[_Call], trace: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """The prediction of the clean image at each line, from what went in and out of the networks."""
-    made = iter(calls)
-    for line, state in zip(program.lines, trace, strict=True):
-        call, update = next(made), line.update
-        if not isinstance(update, EnsembleUpdate):
-            yield state
-            continue
-        output = call.output
-        if line.guided:
-            output = (1.0 + update.guidance) * output - update.guidance * next(made).output
-        yield (update.p_state * call.sample + update.p_output * output).clamp(update.low, update.high)
 
 
 # -- comparison -------------------------------------------------------------------------------------

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from models.bundle import Bundle, NetworkSpec
+from models.bundle import Bundle
 from models.checkpoint import load_modules
-from models.run import energy_gradient
+from models.run import Network, network_of
 
 from . import EngineError
 
@@ -19,17 +19,14 @@ class TorchSession:
 
     device = torch.device("cpu")
 
-    def __init__(self, name: str, spec: NetworkSpec, module: nn.Module) -> None:
+    def __init__(self, name: str, network: Network) -> None:
         self.name = name
-        self._module = module
-        self._gradient = spec.function == "energy_gradient"
+        self._network = network
 
     @torch.no_grad()
     def run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """See `Session.run`."""
-        if self._gradient:
-            return energy_gradient(self._module, **inputs)
-        return (self._module(**inputs),)
+        return self._network(**inputs)
 
 
 class TorchRuntime:
@@ -42,8 +39,10 @@ class TorchRuntime:
 
     def load(self, bundle: Bundle, network: str) -> TorchSession:
         """See `Runtime.load`."""
-        spec = bundle.card.networks.get(network)
-        if spec is None:
-            raise EngineError(f"{bundle.directory}: no network {network!r}; there are {sorted(bundle.card.networks)}")
-        modules = load_modules(bundle.directory, {spec.module: bundle.card.modules[spec.module]})
-        return TorchSession(network, spec, modules[spec.module])
+        card = bundle.card
+        if network not in card.networks:
+            raise EngineError(f"{bundle.directory}: no network {network!r}; there are {sorted(card.networks)}")
+        module = card.networks[network].module
+        wanted = {module, *card.modules[module].parts.values()}
+        modules = load_modules(bundle.directory, {name: card.modules[name] for name in wanted})
+        return TorchSession(network, network_of(card, network, modules))

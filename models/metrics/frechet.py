@@ -20,11 +20,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import load_file
 from scipy.spatial.distance import cdist
 
 from ..bundle import BundleError
-from ..checkpoint import load_checkpoint
+from ..checkpoint import load_checkpoint, load_modules
 from ..data import CLASSES, DigitsSplit, load_digits_split
 from ..networks.classifier import Classifier, one_thread
 
@@ -133,11 +132,9 @@ class FrechetDigits:
         spec = card.modules.get("classifier")
         if spec is None:
             raise BundleError(f"{directory}: modules must name 'classifier', got {sorted(card.modules)}")
-        network = Classifier(**spec.config)
-        try:
-            network.load_state_dict(load_file(directory / spec.weights))
-        except RuntimeError as error:
-            raise BundleError(f"{directory / spec.weights}: does not fit its config: {error}") from error
+        network = load_modules(directory, {"classifier": spec})["classifier"]
+        if not isinstance(network, Classifier):
+            raise BundleError(f"{directory}: module 'classifier' is a {spec.architecture}, not a classifier of digits")
         return cls(network, load_digits_split())
 
     def features(self, images: npt.ArrayLike) -> Array:

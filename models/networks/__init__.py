@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..bundle import BundleError
@@ -27,7 +28,30 @@ if TYPE_CHECKING:
     from torch import nn
 
 ARCHITECTURES: Mapping[str, tuple[str, str]] = {
+    "checkerboard-energy": (".checkerboard", "Energy"),
+    "checkerboard-generator": (".checkerboard", "Generator"),
+    "dit-energy": (".dit", "Energy"),
+    "dit-generator": (".dit", "Generator"),
+    "hat-large-denoiser": (".hat_large", "Denoiser"),
+    "hat-large-energy": (".hat_large", "Energy"),
+    "hat-large-proposal": (".hat_large", "Generator"),
+    "ncsnpp-energy": (".ncsnpp", "ConditionalEnergy"),
+    "ncsnpp-generator": (".ncsnpp", "Generator"),
+    "nvae-decoder": (".nvae_prior", "Decoder"),
+    "nvae-energies": (".nvae_prior", "Energies"),
+    "nvae-image": (".nvae_prior", "PriorImage"),
+    "nvae-prior": (".nvae_prior", "Prior"),
+    "nvae-prior-energy": (".nvae_prior", "PriorEnergy"),
     "digits-classifier": (".classifier", "Classifier"),
+    "gdim-generator": (".gdim", "Generator"),
+    "gdim-energy": (".gdim", "ConditionalEnergy"),
+    "hat-composition": (".hat", "Composition"),
+    "hat-denoiser": (".hat", "Denoiser"),
+    "hat-energy": (".hat", "Energy"),
+    "hat-generator": (".hat", "HatGenerator"),
+    "hat-joint-energy": (".hat", "JointEnergy"),
+    "hat-proposal": (".hat", "Proposal"),
+    "hat-transition": (".hat", "Transition"),
     "unet2d": (".unet2d", "UNet2D"),
     "vdrme-generator": (".vdrme", "Generator"),
     "vdrme-energy": (".vdrme", "Energy"),
@@ -35,8 +59,10 @@ ARCHITECTURES: Mapping[str, tuple[str, str]] = {
 """Architecture name -> (module of this package, class)."""
 
 
-def build(architecture: str, config: Mapping[str, Any]) -> nn.Module:
-    """Build an untrained network; `config` holds the keyword arguments of its class.
+def build(
+    architecture: str, config: Mapping[str, Any], parts: Mapping[str, nn.Module] = MappingProxyType({})
+) -> nn.Module:
+    """Build an untrained network; `config` and the modules `parts` are the keyword arguments of its class.
 
     Keys that start with an underscore are ignored: diffusers writes its class name and version there.
 
@@ -47,8 +73,9 @@ def build(architecture: str, config: Mapping[str, Any]) -> nn.Module:
         raise BundleError(f"unknown architecture {architecture!r}; known: {', '.join(sorted(ARCHITECTURES))}")
     module_name, class_name = ARCHITECTURES[architecture]
     network_class = getattr(import_module(module_name, __name__), class_name)
+    arguments = {key: value for key, value in config.items() if not key.startswith("_")}
     try:
-        network: nn.Module = network_class(**{key: value for key, value in config.items() if not key.startswith("_")})
+        network: nn.Module = network_class(**arguments, **parts)
     except (TypeError, ValueError) as error:
         raise BundleError(f"architecture {architecture!r} does not accept its config: {error}") from error
     return network

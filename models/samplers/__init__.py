@@ -1,29 +1,35 @@
 """Samplers: pure functions from a model card and options to a program, each named after its method.
 
-To add a method: one module here with its equations, one entry in `SAMPLERS`.
+To add a method: one module here with its equations, and an entry in `SAMPLERS`, `SCORERS` or `REFINERS`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from ..bundle import ModelCard
+from ..bundle import ModelCard, ScaleSpec
 from ..program import Program
 from .ancestral import compile_ancestral
 from .ensemble import compile_custom, compile_ddim, compile_iddim, compile_radical
+from .langevin import OPTIONS as LANGEVIN_OPTIONS
 from .langevin import compile_langevin
 from .options import OptionError, SampleOptions, UnsupportedError
-from .score import compile_score, find_scale
+from .refine import refine_by_langevin
+from .score import find_scale, score_noised
 from .vdrme import compile_vdrme
 
 __all__ = [
+    "REFINERS",
     "SAMPLERS",
+    "SCORERS",
     "OptionError",
     "SampleOptions",
     "Sampler",
     "UnsupportedError",
+    "available_refiners",
     "available_samplers",
+    "compile_refine",
     "compile_sample",
     "compile_score",
     "find_scale",
@@ -36,7 +42,6 @@ class Sampler:
 
     compile: Callable[[ModelCard, SampleOptions], Program]
     options: frozenset[str]
-    uses_labels: bool = True
 
 
 _COMMON = frozenset({"sampler", "steps", "temperature"})
@@ -48,8 +53,18 @@ SAMPLERS: dict[str, Sampler] = {
     "custom": Sampler(compile_custom, frozenset({"spacing", "guidance", "weights"})),
     "ancestral": Sampler(compile_ancestral, frozenset({"eta", "guidance"})),
     "vdrme": Sampler(compile_vdrme, frozenset()),
-    "langevin": Sampler(compile_langevin, frozenset({"step_size"}), uses_labels=False),
+    "langevin": Sampler(compile_langevin, frozenset({"step_size"}) | LANGEVIN_OPTIONS),
 }
+
+REFINERS: dict[str, Sampler] = {
+    "langevin": Sampler(refine_by_langevin, frozenset({"step_size"}) | LANGEVIN_OPTIONS),
+}
+"""By name: programs that start from the caller's image."""
+
+SCORERS: dict[str, Callable[[ModelCard, ScaleSpec], Program]] = {
+    "noised": score_noised,
+}
+"""By a scale's `method`: programs whose energy is the mean of their scoring lines."""
 
 
 def available_samplers(card: ModelCard) -> tuple[str, ...]:
@@ -60,6 +75,11 @@ def available_samplers(card: ModelCard) -> tuple[str, ...]:
     return names
 
 
+def available_refiners(card: ModelCard) -> tuple[str, ...]:
+    """How a model refines an image, its default first."""
+    return (*card.refiners, *(("langevin",) if card.langevin is not None and "langevin" not in card.refiners else ()))
+
+
 def compile_sample(card: ModelCard, options: SampleOptions) -> Program:
     """Compile a sample request into a program.
 
@@ -67,16 +87,45 @@ def compile_sample(card: ModelCard, options: SampleOptions) -> Program:
         OptionError: an option is out of range; names it.
         UnsupportedError: the model or the sampler does not have it.
     """
-    names = available_samplers(card)
+    return _compile("sampler", "draws no samples", SAMPLERS, available_samplers(card), card, options)
+
+
+def compile_refine(card: ModelCard, options: SampleOptions) -> Program:
+    """Compile a refinement, which starts from the caller's image; `options.sampler` is one of `REFINERS`.
+
+    Raises: as `compile_sample`.
+    """
+    return _compile("method", "refines no images", REFINERS, available_refiners(card), card, options)
+
+
+def compile_score(card: ModelCard, scale: ScaleSpec) -> Program:
+    """Compile a score at one scale.
+
+    Raises:
+        UnsupportedError: the model has no energy, or the scale's method is unknown.
+    """
+    if scale.method not in SCORERS:
+        raise UnsupportedError("scales", f"{card.name} scores {scale.name} by {scale.method}, which is not known")
+    return SCORERS[scale.method](card, scale)
+
+
+def _compile(
+    field: str,
+    cannot: str,
+    methods: Mapping[str, Sampler],
+    names: tuple[str, ...],
+    card: ModelCard,
+    options: SampleOptions,
+) -> Program:
     if not names:
-        raise UnsupportedError("model", f"{card.name} draws no samples")
+        raise UnsupportedError("model", f"{card.name} {cannot}")
     name = options.sampler or names[0]
-    if name not in SAMPLERS:
-        raise OptionError("sampler", f"must be one of {', '.join(SAMPLERS)}, got {name!r}")
+    if name not in methods:
+        raise OptionError(field, f"must be one of {', '.join(methods)}, got {name!r}")
     if name not in names:
-        raise UnsupportedError("sampler", f"{card.name} offers {', '.join(names)}, not {name}")
-    sampler = SAMPLERS[name]
+        raise UnsupportedError(field, f"{card.name} offers {', '.join(names)}, not {name}")
+    method = methods[name]
     for option in options.given():
-        if option not in _COMMON and option not in sampler.options:
-            raise UnsupportedError(option, f"sampler {name} does not take it")
-    return sampler.compile(card, replace(options, sampler=name))
+        if option not in _COMMON and option not in method.options:
+            raise UnsupportedError(option, f"{field} {name} does not take it")
+    return method.compile(card, replace(options, sampler=name))

@@ -11,7 +11,7 @@ from math import atan, exp, expm1, log, sqrt, tan
 import numpy as np
 
 from ..bundle import ModelCard, ScheduleSpec
-from ..program import INFINITY, EnsembleUpdate, Line, Program, noise_draw
+from ..program import INFINITY, EnsembleUpdate, Line, Program, Update, noise_draw
 from ..schedules import alpha_bar
 from .ensemble import check_guidance, check_steps, temperature, unit_interval
 from .options import SampleOptions, UnsupportedError
@@ -69,15 +69,13 @@ def compile_ancestral(card: ModelCard, options: SampleOptions) -> Program:
         # The last evaluation gives the clean prediction itself.
         state, prediction, noise = (0.0, 1.0, 0.0) if last else ancestral_step(lam, grid[i + 1], v)
         p_state, p_output = clean_prediction(spec.prediction, _sigmoid(lam))
+        rule = EnsembleUpdate(guidance, p_state, p_output, low, high, state, prediction, 0.0, 0.0, noise, 0.0, 0.0)
         lines.append(
             Line(
                 network=spec.network,
                 scalars={"time": time_of(lam, spec.schedule) - 1.0},
+                updates=(Update(rule, noise=None if last else noise_draw(i)),),
                 guided=guidance != 0.0,
-                noise=None if last else noise_draw(i),
-                update=EnsembleUpdate(
-                    guidance, p_state, p_output, low, high, state, prediction, 0.0, 0.0, noise, 0.0, 0.0
-                ),
             )
         )
     return Program(0.0, temperature(options), tuple(lines))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import sqrt
 
 from ..bundle import ModelCard, SamplingSpec
-from ..program import INFINITY, EnsembleUpdate, Line, Program, noise_draw
+from ..program import INFINITY, EnsembleUpdate, Line, Program, Update, latent_draw, noise_draw
 from ..schedules import alpha_bar, time_grid
 from .options import OptionError, SampleOptions, UnsupportedError
 from .prediction import clean_prediction
@@ -81,25 +81,28 @@ def weighted_step(abar_s: float, abar_T: float, weight: float) -> tuple[Step, fl
 
 def compile_ddim(card: ModelCard, options: SampleOptions) -> Program:
     """DDIM, eq. 6 (eq. 28 with eta): m = 0."""
-    return _compile(card, options, default_m=0.0)
+    return compile_ensemble(card, options, default_m=0.0)
 
 
 def compile_iddim(card: ModelCard, options: SampleOptions) -> Program:
     """iDDIM, eq. 11, or eq. 33 for `form = accumulator`; m defaults to 0.6, the paper's best at T = 10 (Table 2)."""
-    return _compile(card, options, default_m=0.6)
+    return compile_ensemble(card, options, default_m=0.6)
 
 
 def compile_radical(card: ModelCard, options: SampleOptions) -> Program:
     """The radical ensemble, eq. 10: m = 1."""
-    return _compile(card, options, default_m=1.0)
+    return compile_ensemble(card, options, default_m=1.0)
 
 
 def compile_custom(card: ModelCard, options: SampleOptions) -> Program:
     """Any convex weights over the predictions so far, eq. 4."""
-    return _compile(card, options, default_m=0.0)
+    return compile_ensemble(card, options, default_m=0.0)
 
 
-def _compile(card: ModelCard, options: SampleOptions, default_m: float) -> Program:
+def compile_ensemble(
+    card: ModelCard, options: SampleOptions, default_m: float, *, takes_latent: bool = False
+) -> Program:
+    """The ensemble update on the model's network. takes_latent: it takes a fresh latent at each step (t-GDIM)."""
     spec = card.sampling
     if spec is None:
         raise UnsupportedError("model", f"{card.name} has no sampler")
@@ -126,20 +129,20 @@ def _compile(card: ModelCard, options: SampleOptions, default_m: float) -> Progr
         else:
             step = iterate_step(abar[i], abar[i + 1], abar[0], m[i], eta)
         p_state, p_output = clean_prediction(spec.prediction, abar[i])
+        rule = EnsembleUpdate(
+            guidance, p_state, p_output, low, high,
+            step.state, step.prediction, step.anchor, step.accumulator, step.noise,
+            step.y_accumulator, step.y_prediction,
+        )  # fmt: skip
         lines.append(
             Line(
                 network=spec.network,
                 scalars={"time": float(times[i] - 1)},
+                updates=(Update(rule, noise=noise_draw(i) if step.noise else None, history=history),),
                 guided=guidance != 0.0,
-                noise=noise_draw(i) if step.noise else None,
-                update=EnsembleUpdate(
-                    guidance, p_state, p_output, low, high,
-                    step.state, step.prediction, step.anchor, step.accumulator, step.noise,
-                    step.y_accumulator, step.y_prediction,
-                ),
-                history=history,
+                latent=latent_draw(i) if takes_latent else None,
             )
-        )  # fmt: skip
+        )
     return Program(0.0, temperature(options), tuple(lines), uses_accumulator=accumulator)
 
 

@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from math import isfinite, sqrt
 
-from ..bundle import ModelCard
-from ..program import INFINITY, LangevinUpdate, Line, Program, noise_draw
+from ..bundle import EnergySpec, LangevinSpec, ModelCard
+from ..program import (
+    INFINITY,
+    LangevinUpdate,
+    Line,
+    MetropolisUpdate,
+    Program,
+    Update,
+    accept_draw,
+    noise_draw,
+)
 from .options import OptionError, SampleOptions, UnsupportedError
 
 MAX_STEPS = 10_000
 MAX_COEFFICIENT = 1e30
 """Well within float32, so that a step is not infinite before it is multiplied by a gradient."""
+
+GRADIENT = 1
+"""Where a graph of an energy's gradient has it: output 0 is the energy."""
+
+OPTIONS = frozenset({"step_sizes", "final_step_size", "temperatures", "max_displacement", "low", "high", "metropolis"})
+"""Options of the chain by name (`SampleOptions.parameters`), besides `step_size` and `temperature`:
+
+step_sizes, temperatures: one for each step. final_step_size: step sizes go there geometrically from the first.
+max_displacement: bound of the norm of `(s/temperature) grad U`. low, high: box that values are clamped to.
+metropolis: 1 for MALA, whose chain has exactly `exp(-U/temperature)` as its stationary law; proposals outside the box
+are rejected.
+"""
 
 
 def langevin_step(
@@ -41,35 +65,140 @@ def from_independent(step: float, noise: float) -> tuple[float, float]:
     return noise * noise / 2.0, noise * noise / (2.0 * step)
 
 
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """What a chain of Langevin steps does: step size and temperature of each step, clip and box, MALA or not."""
+
+    step_sizes: tuple[float, ...]
+    temperatures: tuple[float, ...]
+    max_displacement: float
+    low: float
+    high: float
+    metropolis: bool
+
+
 def compile_langevin(card: ModelCard, options: SampleOptions) -> Program:
-    """A chain of Langevin steps on the model's energy at its first scale, started from `N(0, I)`."""
+    """A chain on the model's energy at its first scale, started from `N(0, I)`."""
+    return Program(0.0, 1.0, langevin_lines(card, options))
+
+
+def langevin_lines(card: ModelCard, options: SampleOptions, first: int = 0) -> tuple[Line, ...]:
+    """The lines of a chain; first: the number of its first line in the program.
+
+    MALA takes one evaluation more than it has steps: the last proposal has to be judged.
+
+    Raises:
+        OptionError, UnsupportedError: an option is wrong, or the model has no energy with a gradient.
+    """
     energy, spec = card.energy, card.langevin
     if energy is None or energy.gradient_network is None or spec is None:
         raise UnsupportedError("sampler", f"{card.name} has no energy gradient to run Langevin dynamics on")
+    chain = _chain(card, spec, options)
+    network, scalars = energy.gradient_network, {"time": energy.scales[0].time}  # one for all lines: there may be many
+    # The network returns its own output's gradient; callers' U is sign * scale * output.
+    rules = (_metropolis_rules if chain.metropolis else _langevin_rules)(chain, energy.sign * energy.scale)
+    _check_size(options, rules)
+    return tuple(
+        Line(network=network, scalars=scalars, updates=(_update(rule, first + i),)) for i, rule in enumerate(rules)
+    )
+
+
+def noise_free_scale(energy: EnergySpec) -> bool:
+    """Whether the energy's first scale is of the image itself, so that a chain's state can be scored as it is."""
+    scale = energy.scales[0]
+    return scale.method == "noised" and (scale.signal, scale.noise) == (1.0, 0.0)
+
+
+def _langevin_rules(chain: Chain, factor: float) -> list[LangevinUpdate]:
+    rules = []
+    for step_size, temperature in zip(chain.step_sizes, chain.temperatures, strict=True):
+        rule = langevin_step(
+            step_size, temperature, max_displacement=chain.max_displacement, low=chain.low, high=chain.high
+        )
+        rules.append(rule._replace(gradient=rule.gradient * factor))
+    return rules
+
+
+def _metropolis_rules(chain: Chain, factor: float) -> list[MetropolisUpdate]:
+    """One rule for each proposal, and one more that judges the last."""
+    betas = [factor / temperature for temperature in chain.temperatures]
+    proposals = [(0.0, 0.0), *zip(betas, chain.step_sizes, strict=True), (0.0, 0.0)]
+    return [MetropolisUpdate(*judged, *made, chain.low, chain.high) for judged, made in pairwise(proposals)]
+
+
+def _update(rule: LangevinUpdate | MetropolisUpdate, line: int) -> Update:
+    if isinstance(rule, LangevinUpdate):
+        return Update(rule, output=GRADIENT, noise=noise_draw(line) if rule.noise else None)
+    noise, decision = noise_draw(line) if rule.step else None, accept_draw(line) if rule.judged_step else None
+    return Update(rule, output=GRADIENT, noise=noise, decision=decision)
+
+
+def _check_size(options: SampleOptions, rules: Sequence[LangevinUpdate | MetropolisUpdate]) -> None:
+    """Raises OptionError for a rule that float32 cannot hold."""
+    for rule in rules:
+        if isinstance(rule, LangevinUpdate):
+            largest = max(abs(rule.gradient), rule.noise)
+        else:
+            largest = abs(rule.beta) * max(1.0, rule.step)
+        if not largest <= MAX_COEFFICIENT:
+            given = [name for name in ("step_size", "step_sizes") if name in options.given()]
+            message = f"step sizes and temperatures give a coefficient of {largest:g}, more than float32 can hold"
+            raise OptionError(given[0] if given else "temperature", message)
+
+
+def _chain(card: ModelCard, spec: LangevinSpec, options: SampleOptions) -> Chain:
     steps = spec.steps if options.steps is None else options.steps
     if not 1 <= steps <= MAX_STEPS:
         raise OptionError("steps", f"must be within 1..{MAX_STEPS}, got {steps}")
-    step_size = spec.step_size if options.step_size is None else options.step_size
-    if not (isfinite(step_size) and step_size > 0.0):
-        raise OptionError("step_size", f"must be positive, got {step_size}")
-    temperature = spec.temperature if options.temperature is None else options.temperature
-    if not 0.0 <= temperature <= 1e6:
-        raise OptionError("temperature", f"must be within [0, 1e6], got {temperature}")
-    low, high = (card.image.low, card.image.high) if spec.box else (-INFINITY, INFINITY)
-    step = langevin_step(step_size, temperature, max_displacement=spec.max_displacement or INFINITY, low=low, high=high)
-    # The network returns its own output's gradient; callers' U is sign * scale * output.
-    step = step._replace(gradient=step.gradient * energy.sign * energy.scale)
-    if not (abs(step.gradient) <= MAX_COEFFICIENT and step.noise <= MAX_COEFFICIENT):
-        field = "temperature" if options.step_size is None else "step_size"
-        raise OptionError(field, f"step size {step_size} at temperature {temperature} is more than float32 can hold")
-    scalars = {"time": energy.scales[0].time}  # one for all lines, as the update is: a chain may be long
-    lines = tuple(
-        Line(
-            network=energy.gradient_network,
-            scalars=scalars,
-            noise=noise_draw(i) if step.noise else None,
-            update=step,
+    metropolis = options.whole("metropolis", 0, 0, 1) == 1
+    temperatures = _one_each("temperatures", options, steps)
+    if temperatures is None:
+        temperatures = (spec.temperature if options.temperature is None else options.temperature,) * steps
+    field = "temperature" if options.numbers("temperatures") is None else "temperatures"
+    for value in set(temperatures):
+        if not 0.0 <= value <= 1e6:
+            raise OptionError(field, f"must be within [0, 1e6], got {value}")
+        if metropolis and value == 0.0:
+            raise OptionError(field, "must be positive with metropolis: at 0 there is no law to be exact about")
+    box = (card.image.low, card.image.high) if spec.box else (-INFINITY, INFINITY)
+    low = options.number("low", box[0], -1e6, 1e6)
+    high = options.number("high", box[1], -1e6, 1e6)
+    if not low < high:
+        raise OptionError("low", f"must be below high, got [{low:g}, {high:g}]")
+    limit = options.number("max_displacement", spec.max_displacement or INFINITY, 1e-12, 1e12)
+    if metropolis and options.numbers("max_displacement") is not None:
+        raise UnsupportedError(
+            "max_displacement", "a clipped proposal has another law than the one that MALA judges by"
         )
-        for i in range(steps)
-    )
-    return Program(0.0, 1.0, lines)
+    return Chain(_step_sizes(spec, options, steps), temperatures, limit, low, high, metropolis)
+
+
+def _step_sizes(spec: LangevinSpec, options: SampleOptions, steps: int) -> tuple[float, ...]:
+    listed = _one_each("step_sizes", options, steps)
+    final = options.numbers("final_step_size")
+    if listed is not None:
+        if options.step_size is not None or final is not None:
+            raise OptionError("step_sizes", "says all step sizes; leave out step_size and final_step_size")
+        _check_positive("step_sizes", *listed)
+        return listed
+    first = spec.step_size if options.step_size is None else options.step_size
+    _check_positive("step_size", first)
+    if final is None:
+        return (first,) * steps
+    if len(final) != 1:
+        raise OptionError("final_step_size", f"must be one number, got {len(final)}")
+    _check_positive("final_step_size", *final)
+    return tuple(first * (final[0] / first) ** (i / max(1, steps - 1)) for i in range(steps))
+
+
+def _check_positive(name: str, *values: float) -> None:
+    for value in values:
+        if not (isfinite(value) and value > 0.0):
+            raise OptionError(name, f"must be positive, got {value}")
+
+
+def _one_each(name: str, options: SampleOptions, steps: int) -> tuple[float, ...] | None:
+    values = options.numbers(name)
+    if values is not None and len(values) != steps:
+        raise OptionError(name, f"must hold one value for each step ({steps}), got {len(values)}")
+    return values

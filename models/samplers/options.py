@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 
 
 class OptionError(ValueError):
@@ -33,6 +34,7 @@ class SampleOptions:
     eta: amount of noise in [0, 1] (eq. 28). guidance: w of classifier-free guidance.
     temperature: std of the prior noise, for Langevin the temperature of the chain.
     step_size: Langevin step size s (SPEC 7).
+    parameters: options that one sampler alone knows, (name, numbers) in the order of the names; see `parameter`.
     """
 
     sampler: str | None = None
@@ -45,7 +47,44 @@ class SampleOptions:
     guidance: float | None = None
     temperature: float | None = None
     step_size: float | None = None
+    parameters: tuple[tuple[str, tuple[float, ...]], ...] = ()
 
     def given(self) -> tuple[str, ...]:
-        """Names of the options that the caller set."""
-        return tuple(name for name in self.__slots__ if getattr(self, name) not in (None, ()))
+        """Names of the options that the caller set, a sampler's own ones by their names."""
+        names = (name for name in self.__slots__ if name != "parameters" and getattr(self, name) not in (None, ()))
+        return (*names, *(name for name, _ in self.parameters))
+
+    def numbers(self, name: str) -> tuple[float, ...] | None:
+        """A sampler's own option as it was given, or None.
+
+        Raises:
+            OptionError: a value is not finite, or there is none.
+        """
+        values = dict(self.parameters).get(name)
+        if values is not None and (not values or not all(map(isfinite, values))):
+            raise OptionError(name, f"must hold finite numbers, at least one, got {list(values)}")
+        return values
+
+    def number(self, name: str, default: float, low: float, high: float) -> float:
+        """A sampler's own option that is one number within [low, high].
+
+        Raises:
+            OptionError: it is not.
+        """
+        values = self.numbers(name)
+        if values is None:
+            return default
+        if len(values) != 1 or not low <= values[0] <= high:
+            raise OptionError(name, f"must be one number within [{low:g}, {high:g}], got {_listed(values)}")
+        return values[0]
+
+    def whole(self, name: str, default: int, low: int, high: int) -> int:
+        """As `number`, of whole numbers."""
+        value = self.number(name, default, low, high)
+        if value != int(value):
+            raise OptionError(name, f"must be a whole number, got {value:g}")
+        return int(value)
+
+
+def _listed(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:g}" for value in values)

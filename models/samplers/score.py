@@ -1,4 +1,4 @@
-"""Scoring: a program of one line, the energy at one noise scale and no update (SPEC 8)."""
+"""Scoring: the energy at one noise scale, by default a program of one line and no update (SPEC 8)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def find_scale(card: ModelCard, name: str | None) -> ScaleSpec:
     raise OptionError("scales", f"must be among {', '.join(s.name for s in card.energy.scales)}, got {name!r}")
 
 
-def compile_score(card: ModelCard, scale: ScaleSpec) -> Program:
+def score_noised(card: ModelCard, scale: ScaleSpec) -> Program:
     """The energy of `signal * image + noise * n` at the scale's time."""
     if card.energy is None:
         raise UnsupportedError("model", f"{card.name} has no energy to score with")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..bundle import ModelCard
-from ..program import INFINITY, EnsembleUpdate, Line, Program, latent_draw
+from ..program import INFINITY, EnsembleUpdate, Line, Program, Update, latent_draw
 from ..schedules import alpha_bar
 from .ensemble import check_steps, iterate_step, temperature
 from .options import SampleOptions, UnsupportedError
@@ -32,14 +32,13 @@ def compile_vdrme(card: ModelCard, options: SampleOptions) -> Program:
     for i in range(steps):
         step = iterate_step(abar[i], abar[i + 1], abar[0], m=0.0)
         p_state, p_output = clean_prediction(spec.prediction, abar[i])
+        rule = EnsembleUpdate(0.0, p_state, p_output, low, high, step.state, step.prediction, 0.0, 0.0, 0.0, 0.0, 0.0)
         lines.append(
             Line(
                 network=spec.network,
                 scalars={"time": float(times[i]), "target_time": float(times[i + 1])},
+                updates=(Update(rule),),
                 latent=latent_draw(i),
-                update=EnsembleUpdate(
-                    0.0, p_state, p_output, low, high, step.state, step.prediction, 0.0, 0.0, 0.0, 0.0, 0.0
-                ),
             )
         )
     return Program(0.0, temperature(options), tuple(lines))

@@ -159,7 +159,8 @@ class Scorer(Service):
     def _response(self, model: Model, job: Job, scales: list[str], images: int, rate: float) -> pb.ScoreResponse:
         energy = model.card.energy
         factor = energy.sign * energy.scale if energy is not None else 1.0
-        values = np.array([row.energy for row in job.rows], dtype=np.float64).reshape(len(scales), images) * factor
+        means = [sum(row.scores) / len(row.scores) for row in job.rows]
+        values = np.array(means, dtype=np.float64).reshape(len(scales), images) * factor
         scores = [self._scores(model, name, energies, rate) for name, energies in zip(scales, values, strict=True)]
         return pb.ScoreResponse(
             model=model.key.name,

@@ -183,7 +183,7 @@ class Engine:
             for row in batch.rows:
                 row.failure = row.failure or StepFailed(f"the step failed: {error}")
         for row in batch.rows:
-            if row.job.on_preview is not None and row.preview is not None and not row.job.ended:
+            if row.sample == 0 and row.job.on_preview is not None and not row.job.ended:
                 _tell(row.job.on_preview, row)
             row.preview = None
 

@@ -110,17 +110,17 @@ def test_times_have_the_log_snr_of_the_grid():
 @pytest.mark.parametrize("steps", [1, 2, 8])
 def test_the_last_evaluation_is_the_answer(steps):
     program = compiled(steps)
-    last = program.lines[-1].update
+    last = program.lines[-1].updates[0].rule
     assert isinstance(last, EnsembleUpdate)
     assert (last.state, last.prediction, last.noise) == (0.0, 1.0, 0.0)
-    assert program.lines[-1].noise is None
+    assert program.lines[-1].updates[0].noise is None
     assert (program.nfe, len(program.lines)) == (steps, steps)
 
 
 def test_guidance_takes_two_rows_a_step():
     program = compiled(5, guidance=1.5)
     assert program.nfe == 10
-    assert {line.update.guidance for line in program.lines} == {1.5}
+    assert {line.updates[0].rule.guidance for line in program.lines} == {1.5}
 
 
 def test_what_it_does_not_take_is_refused_by_name():

@@ -24,7 +24,7 @@ def chain(steps: int, count: int, **options) -> torch.Tensor:
     card = energy_card(**{k: options.pop(k) for k in ("max_displacement", "box") if k in options})
     program = compile_sample(card, SampleOptions(steps=steps, **options))
     module = Quadratic()
-    networks = {"energy_gradient": lambda **inputs: energy_gradient(module, **inputs)}
+    networks = {"energy_gradient": lambda **inputs: energy_gradient(module, ("sample",), **inputs)}
     return run(program, card, networks, seed=5, count=count, dtype=torch.float64).state
 
 
@@ -85,9 +85,9 @@ def test_other_forms_map_to_one():
 def test_a_long_chain_holds_its_coefficients_once():
     """All steps of a chain share one read-only row of coefficients: 10,000 copies would be most of the program."""
     program = compile_sample(energy_card(), SampleOptions(steps=10_000))
-    assert len(program.coefficients) == 10_000
-    assert len({id(row) for row in program.coefficients}) == 1
-    assert not program.coefficients[0].flags.writeable
+    assert len(program.lines) == 10_000
+    assert len({id(line.updates[0].coefficients) for line in program.lines}) == 1
+    assert not program.lines[0].updates[0].coefficients.flags.writeable
 
 
 @pytest.mark.parametrize(
@@ -116,6 +116,6 @@ def test_without_a_bound_a_huge_step_is_taken_as_it_is():
     program = compile_sample(
         energy_card(max_displacement=None), SampleOptions(steps=1, step_size=1e25, temperature=0.0)
     )
-    networks = {"energy_gradient": lambda **inputs: energy_gradient(Quadratic(), **inputs)}
+    networks = {"energy_gradient": lambda **inputs: energy_gradient(Quadratic(), ("sample",), **inputs)}
     state = run(program, energy_card(), networks, seed=5, count=2, dtype=torch.float32).state
     assert torch.allclose(state, -1e25 * start(2).float(), rtol=1e-5)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from kernels.philox import normal
 from models.bundle import ModelCard, ScheduleSpec
-from models.program import EnsembleUpdate, Program
+from models.program import EnsembleUpdate, start_draw
 from models.run import run
 from models.samplers import SAMPLERS, OptionError, SampleOptions, UnsupportedError, compile_sample
 from models.samplers.ensemble import accumulator_step, iterate_step
@@ -66,7 +66,7 @@ def test_every_sampler_ends_on_its_last_prediction(name, steps):
     """The last step lands on the clean prediction: no state, anchor or noise is left in it."""
     weights = tuple((0.0,) * i + (1.0,) for i in range(steps)) if name == "custom" else ()
     program = compile_sample(denoiser_card(), SampleOptions(sampler=name, steps=steps, weights=weights))
-    last = program.lines[-1].update
+    last = program.lines[-1].updates[0].rule
     assert isinstance(last, EnsembleUpdate)
     assert (last.state, last.prediction, last.anchor, last.noise) == (0.0, 1.0, 0.0, 0.0)
     assert program.nfe == steps
@@ -232,7 +232,7 @@ def test_vdrme_step_is_equation_22():
     grid = card.sampling.grids["4"]
     rng = np.random.default_rng(0)
     for line, t, s in zip(program.lines, grid, grid[1:], strict=False):
-        update = line.update
+        update = line.updates[0].rule
         assert isinstance(update, EnsembleUpdate)
         x, eps = rng.normal(size=2)
         a_t, a_s = ABAR[t + 1], ABAR[s + 1]
@@ -249,7 +249,7 @@ def test_vdrme_step_is_equation_22():
 def test_vdrme_clean_end_emits_the_clean_prediction():
     """With abar = 1 at t_0 the last step returns p; without it noise of std 0.01 is kept."""
     clean, noisy = (
-        compile_sample(vdrme_card(clean_end=flag), SampleOptions()).lines[-1].update for flag in (True, False)
+        compile_sample(vdrme_card(clean_end=flag), SampleOptions()).lines[-1].updates[0].rule for flag in (True, False)
     )
     assert (clean.state, clean.prediction) == (0.0, 1.0)
     assert noisy.state != 0.0
@@ -271,9 +271,9 @@ def test_every_registered_sampler_has_one_signature(name):
     cards = {"vdrme": vdrme_card(), "langevin": energy_card()}
     weights = tuple((1.0,) * (i + 1) for i in range(4)) if name == "custom" else ()
     program = compile_sample(cards.get(name, denoiser_card()), SampleOptions(sampler=name, steps=4, weights=weights))
-    draws = [d for line in program.lines for d in (line.latent, line.noise) if d is not None]
+    draws = [d for line in program.lines for d in (line.latent, line.updates[0].noise) if d is not None]
     assert draws == sorted(set(draws))
-    assert Program.FIRST_DRAW not in draws
+    assert start_draw() not in draws
     assert len(program.lines) == 4
 
 
@@ -295,7 +295,7 @@ def test_any_options_compile_to_finite_coefficients_or_name_the_option(sampler, 
         assert error.field in ("sampler", "steps", "m", "eta", "guidance", "spacing")
         assert str(error).startswith(error.field)
     else:
-        assert all(np.isfinite(row).all() for row in program.coefficients)
+        assert all(np.isfinite(row).all() for row in (line.updates[0].coefficients for line in program.lines))
 
 
 @pytest.mark.parametrize(

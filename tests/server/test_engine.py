@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from models.program import EnsembleUpdate, Line, Program
+from models.program import Line, Program, assign
 from server.config import Limits
 from server.errors import Unavailable
 from server.loop import engine as engine_module
@@ -14,7 +14,7 @@ from server.loop.engine import Engine
 from server.types import Batch, Job, ModelKey, Row
 
 KEY = ModelKey("model", 1)
-PROGRAM = Program(0.0, 1.0, (Line("network", update=EnsembleUpdate(*[0.0] * 12)),))
+PROGRAM = Program(0.0, 1.0, (Line("network", updates=(assign(),)),))
 
 
 class Runner:

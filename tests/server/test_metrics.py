@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from models.program import EnsembleUpdate, Line, Program
+from models.program import Line, Program, assign
 from server.config import Limits
 from server.errors import Internal, StepFailed
 from server.loop.batcher import Batcher
@@ -14,7 +14,7 @@ from server.observability.metrics import Metrics
 from server.types import Batch, Job, ModelKey, Row
 
 KEY = ModelKey("model", 1)
-PROGRAM = Program(0.0, 1.0, (Line("network", update=EnsembleUpdate(*[0.0] * 12)),))
+PROGRAM = Program(0.0, 1.0, (Line("network", updates=(assign(),)),))
 NETWORK = {"model": "model", "network": "network"}
 
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from models.program import EnsembleUpdate, Line, Program
+from models.program import Line, Program, assign
 from server.observability.recent import COLUMN_SECONDS, COLUMNS, MAX_ERRORS, Recent, steps_left_class
 from server.types import Batch, Job, ModelKey, Row
 
@@ -36,7 +36,7 @@ def recent(clock: Clock) -> Recent:
 
 
 def program(steps: int) -> Program:
-    return Program(0.0, 1.0, (Line("network", update=EnsembleUpdate(*[0.0] * 12)),) * steps)
+    return Program(0.0, 1.0, (Line("network", updates=(assign(),)),) * steps)
 
 
 def rows(*left: int) -> list[Row]:
