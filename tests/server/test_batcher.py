@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.program import EnsembleUpdate, LangevinUpdate, Line, Program
+from models.program import LangevinUpdate, Line, Program, Update, assign
 from server.config import Limits
 from server.errors import DeadlineExceeded, Internal, InvalidArgument, NotFound, Overloaded, ServerError, Unavailable
 from server.loop.admission import DrainRate
@@ -18,13 +18,13 @@ from server.loop.cost import StepCost
 from server.types import Batch, Job, ModelKey, Row
 
 MODEL, OTHER = ModelKey("a", 1), ModelKey("b", 1)
-ENSEMBLE = EnsembleUpdate(*[0.0] * 12)
-LANGEVIN = LangevinUpdate(*[0.0] * 7)
+ENSEMBLE = assign()
+LANGEVIN = Update(LangevinUpdate(*[0.0] * 7), output=1)
 
 
 def program(steps: int, *, network: str = "denoiser", guided: bool = False, kind: str = "ensemble") -> Program:
-    update = {"ensemble": ENSEMBLE, "langevin": LANGEVIN, "score": None}[kind]
-    return Program(0.0, 1.0, tuple(Line(network, guided=guided, update=update) for _ in range(steps)))
+    updates = {"ensemble": (ENSEMBLE,), "langevin": (LANGEVIN,), "score": ()}[kind]
+    return Program(0.0, 1.0, (Line(network, guided=guided, updates=updates),) * steps)
 
 
 class World:
