@@ -34,8 +34,21 @@ class Weights(_message.Message):
     values: _containers.RepeatedScalarFieldContainer[float]
     def __init__(self, values: _Optional[_Iterable[float]] = ...) -> None: ...
 
+class Numbers(_message.Message):
+    __slots__ = ("values",)
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    values: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, values: _Optional[_Iterable[float]] = ...) -> None: ...
+
 class SampleRequest(_message.Message):
-    __slots__ = ("model", "version", "count", "steps", "sampler", "m", "form", "weights", "eta", "guidance", "temperature", "step_size", "spacing", "labels", "seed", "encoding", "priority")
+    __slots__ = ("model", "version", "count", "steps", "sampler", "m", "form", "weights", "eta", "guidance", "temperature", "step_size", "spacing", "labels", "seed", "encoding", "priority", "parameters")
+    class ParametersEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Numbers
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Numbers, _Mapping]] = ...) -> None: ...
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     COUNT_FIELD_NUMBER: _ClassVar[int]
@@ -53,6 +66,7 @@ class SampleRequest(_message.Message):
     SEED_FIELD_NUMBER: _ClassVar[int]
     ENCODING_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     count: int
@@ -70,7 +84,8 @@ class SampleRequest(_message.Message):
     seed: int
     encoding: Encoding
     priority: int
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., count: _Optional[int] = ..., steps: _Optional[int] = ..., sampler: _Optional[str] = ..., m: _Optional[_Iterable[float]] = ..., form: _Optional[str] = ..., weights: _Optional[_Iterable[_Union[Weights, _Mapping]]] = ..., eta: _Optional[float] = ..., guidance: _Optional[float] = ..., temperature: _Optional[float] = ..., step_size: _Optional[float] = ..., spacing: _Optional[str] = ..., labels: _Optional[_Iterable[int]] = ..., seed: _Optional[int] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., priority: _Optional[int] = ...) -> None: ...
+    parameters: _containers.MessageMap[str, Numbers]
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., count: _Optional[int] = ..., steps: _Optional[int] = ..., sampler: _Optional[str] = ..., m: _Optional[_Iterable[float]] = ..., form: _Optional[str] = ..., weights: _Optional[_Iterable[_Union[Weights, _Mapping]]] = ..., eta: _Optional[float] = ..., guidance: _Optional[float] = ..., temperature: _Optional[float] = ..., step_size: _Optional[float] = ..., spacing: _Optional[str] = ..., labels: _Optional[_Iterable[int]] = ..., seed: _Optional[int] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., priority: _Optional[int] = ..., parameters: _Optional[_Mapping[str, Numbers]] = ...) -> None: ...
 
 class Timing(_message.Message):
     __slots__ = ("queue_seconds", "compute_seconds", "total_seconds", "steps", "mean_batch_rows")
@@ -109,14 +124,18 @@ class SampleResponse(_message.Message):
     def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., seed: _Optional[int] = ..., sampler: _Optional[str] = ..., steps: _Optional[int] = ..., nfe: _Optional[int] = ..., gradient_passes: _Optional[int] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
 
 class Preview(_message.Message):
-    __slots__ = ("step", "steps", "image")
+    __slots__ = ("step", "steps", "image", "energy", "gradient_norm")
     STEP_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
+    ENERGY_FIELD_NUMBER: _ClassVar[int]
+    GRADIENT_NORM_FIELD_NUMBER: _ClassVar[int]
     step: int
     steps: int
     image: Images
-    def __init__(self, step: _Optional[int] = ..., steps: _Optional[int] = ..., image: _Optional[_Union[Images, _Mapping]] = ...) -> None: ...
+    energy: float
+    gradient_norm: float
+    def __init__(self, step: _Optional[int] = ..., steps: _Optional[int] = ..., image: _Optional[_Union[Images, _Mapping]] = ..., energy: _Optional[float] = ..., gradient_norm: _Optional[float] = ...) -> None: ...
 
 class SampleEvent(_message.Message):
     __slots__ = ("preview", "result")
@@ -125,6 +144,73 @@ class SampleEvent(_message.Message):
     preview: Preview
     result: SampleResponse
     def __init__(self, preview: _Optional[_Union[Preview, _Mapping]] = ..., result: _Optional[_Union[SampleResponse, _Mapping]] = ...) -> None: ...
+
+class RefineRequest(_message.Message):
+    __slots__ = ("model", "version", "images", "method", "steps", "step_size", "temperature", "parameters", "seed", "encoding", "priority")
+    class ParametersEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Numbers
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Numbers, _Mapping]] = ...) -> None: ...
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    STEP_SIZE_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    ENCODING_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: int
+    images: Images
+    method: str
+    steps: int
+    step_size: float
+    temperature: float
+    parameters: _containers.MessageMap[str, Numbers]
+    seed: int
+    encoding: Encoding
+    priority: int
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., method: _Optional[str] = ..., steps: _Optional[int] = ..., step_size: _Optional[float] = ..., temperature: _Optional[float] = ..., parameters: _Optional[_Mapping[str, Numbers]] = ..., seed: _Optional[int] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., priority: _Optional[int] = ...) -> None: ...
+
+class RefineResponse(_message.Message):
+    __slots__ = ("model", "version", "images", "energy_before", "energy_after", "seed", "method", "steps", "nfe", "gradient_passes", "timing")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    ENERGY_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    ENERGY_AFTER_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    NFE_FIELD_NUMBER: _ClassVar[int]
+    GRADIENT_PASSES_FIELD_NUMBER: _ClassVar[int]
+    TIMING_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: int
+    images: Images
+    energy_before: _containers.RepeatedScalarFieldContainer[float]
+    energy_after: _containers.RepeatedScalarFieldContainer[float]
+    seed: int
+    method: str
+    steps: int
+    nfe: int
+    gradient_passes: int
+    timing: Timing
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., images: _Optional[_Union[Images, _Mapping]] = ..., energy_before: _Optional[_Iterable[float]] = ..., energy_after: _Optional[_Iterable[float]] = ..., seed: _Optional[int] = ..., method: _Optional[str] = ..., steps: _Optional[int] = ..., nfe: _Optional[int] = ..., gradient_passes: _Optional[int] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
+
+class RefineEvent(_message.Message):
+    __slots__ = ("preview", "result")
+    PREVIEW_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    preview: Preview
+    result: RefineResponse
+    def __init__(self, preview: _Optional[_Union[Preview, _Mapping]] = ..., result: _Optional[_Union[RefineResponse, _Mapping]] = ...) -> None: ...
 
 class ScoreRequest(_message.Message):
     __slots__ = ("model", "version", "images", "scales", "false_alarm_rate", "seed", "priority")
@@ -161,7 +247,7 @@ class ScaleScores(_message.Message):
     def __init__(self, scale: _Optional[str] = ..., energy: _Optional[_Iterable[float]] = ..., percentile: _Optional[_Iterable[float]] = ..., p_value: _Optional[_Iterable[float]] = ..., out_of_distribution: _Optional[_Iterable[bool]] = ..., threshold: _Optional[float] = ...) -> None: ...
 
 class ScoreResponse(_message.Message):
-    __slots__ = ("model", "version", "scores", "false_alarm_rate", "seed", "nfe", "timing")
+    __slots__ = ("model", "version", "scores", "false_alarm_rate", "seed", "nfe", "timing", "gradient_passes")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SCORES_FIELD_NUMBER: _ClassVar[int]
@@ -169,6 +255,7 @@ class ScoreResponse(_message.Message):
     SEED_FIELD_NUMBER: _ClassVar[int]
     NFE_FIELD_NUMBER: _ClassVar[int]
     TIMING_FIELD_NUMBER: _ClassVar[int]
+    GRADIENT_PASSES_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     scores: _containers.RepeatedCompositeFieldContainer[ScaleScores]
@@ -176,27 +263,30 @@ class ScoreResponse(_message.Message):
     seed: int
     nfe: int
     timing: Timing
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., scores: _Optional[_Iterable[_Union[ScaleScores, _Mapping]]] = ..., false_alarm_rate: _Optional[float] = ..., seed: _Optional[int] = ..., nfe: _Optional[int] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
+    gradient_passes: int
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., scores: _Optional[_Iterable[_Union[ScaleScores, _Mapping]]] = ..., false_alarm_rate: _Optional[float] = ..., seed: _Optional[int] = ..., nfe: _Optional[int] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., gradient_passes: _Optional[int] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class ModelSummary(_message.Message):
-    __slots__ = ("name", "version", "family", "description", "samplers", "scores")
+    __slots__ = ("name", "version", "family", "description", "samplers", "scores", "refiners")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     FAMILY_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     SAMPLERS_FIELD_NUMBER: _ClassVar[int]
     SCORES_FIELD_NUMBER: _ClassVar[int]
+    REFINERS_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: int
     family: str
     description: str
     samplers: _containers.RepeatedScalarFieldContainer[str]
     scores: bool
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., family: _Optional[str] = ..., description: _Optional[str] = ..., samplers: _Optional[_Iterable[str]] = ..., scores: bool = ...) -> None: ...
+    refiners: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., family: _Optional[str] = ..., description: _Optional[str] = ..., samplers: _Optional[_Iterable[str]] = ..., scores: bool = ..., refiners: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ListModelsResponse(_message.Message):
     __slots__ = ("models",)

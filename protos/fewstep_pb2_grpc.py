@@ -45,6 +45,16 @@ class SamplerStub(object):
                 request_serializer=protos_dot_fewstep__pb2.SampleRequest.SerializeToString,
                 response_deserializer=protos_dot_fewstep__pb2.SampleEvent.FromString,
                 _registered_method=True)
+        self.Refine = channel.unary_unary(
+                '/fewstep.v1.Sampler/Refine',
+                request_serializer=protos_dot_fewstep__pb2.RefineRequest.SerializeToString,
+                response_deserializer=protos_dot_fewstep__pb2.RefineResponse.FromString,
+                _registered_method=True)
+        self.RefineStream = channel.unary_stream(
+                '/fewstep.v1.Sampler/RefineStream',
+                request_serializer=protos_dot_fewstep__pb2.RefineRequest.SerializeToString,
+                response_deserializer=protos_dot_fewstep__pb2.RefineEvent.FromString,
+                _registered_method=True)
 
 
 class SamplerServicer(object):
@@ -65,6 +75,20 @@ class SamplerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Refine(self, request, context):
+        """Takes the caller's images some steps towards the data, with their energies before and after.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RefineStream(self, request, context):
+        """As Refine, with a Preview after each step of the first image, then the result.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SamplerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +101,16 @@ def add_SamplerServicer_to_server(servicer, server):
                     servicer.SampleStream,
                     request_deserializer=protos_dot_fewstep__pb2.SampleRequest.FromString,
                     response_serializer=protos_dot_fewstep__pb2.SampleEvent.SerializeToString,
+            ),
+            'Refine': grpc.unary_unary_rpc_method_handler(
+                    servicer.Refine,
+                    request_deserializer=protos_dot_fewstep__pb2.RefineRequest.FromString,
+                    response_serializer=protos_dot_fewstep__pb2.RefineResponse.SerializeToString,
+            ),
+            'RefineStream': grpc.unary_stream_rpc_method_handler(
+                    servicer.RefineStream,
+                    request_deserializer=protos_dot_fewstep__pb2.RefineRequest.FromString,
+                    response_serializer=protos_dot_fewstep__pb2.RefineEvent.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +168,60 @@ class Sampler(object):
             '/fewstep.v1.Sampler/SampleStream',
             protos_dot_fewstep__pb2.SampleRequest.SerializeToString,
             protos_dot_fewstep__pb2.SampleEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Refine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fewstep.v1.Sampler/Refine',
+            protos_dot_fewstep__pb2.RefineRequest.SerializeToString,
+            protos_dot_fewstep__pb2.RefineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RefineStream(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fewstep.v1.Sampler/RefineStream',
+            protos_dot_fewstep__pb2.RefineRequest.SerializeToString,
+            protos_dot_fewstep__pb2.RefineEvent.FromString,
             options,
             channel_credentials,
             insecure,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sized
 
 from .errors import InvalidArgument
 
@@ -21,7 +21,7 @@ def check_name(field: str, name: str) -> str:
     return name
 
 
-def check_count(field: str, values: Sequence[object]) -> None:
+def check_count(field: str, values: Sized, limit: int = MAX_LIST) -> None:
     """Raises InvalidArgument where a list holds more entries than any request needs."""
-    if len(values) > MAX_LIST:
-        raise InvalidArgument(field, f"must hold at most {MAX_LIST} entries, got {len(values)}")
+    if len(values) > limit:
+        raise InvalidArgument(field, f"must hold at most {limit} entries, got {len(values)}")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable
 
 from models.bundle import ModelCard, ScaleSpec
 from models.program import Program
-from models.samplers import SampleOptions, compile_sample, compile_score
+from models.samplers import SampleOptions, compile_refine, compile_sample, compile_score
 
 MAX_LINES = 20_000  # of all programs kept; a line takes about half a kilobyte
 
@@ -31,6 +31,10 @@ class ProgramCache:
         if options.weights:
             return compile_sample(self._card, options)
         return self._kept(options, lambda: compile_sample(self._card, options))
+
+    def refine(self, options: SampleOptions) -> Program:
+        """The program of a refinement. Raises as `compile_refine`."""
+        return self._kept(("refine", options), lambda: compile_refine(self._card, options))
 
     def score(self, scale: ScaleSpec) -> Program:
         """The program of a score at one noise scale. Raises as `compile_score`."""

@@ -13,7 +13,7 @@ import numpy as np
 from export.runtime import EngineError, Runtime
 from models.bundle import MANIFEST, Bundle, BundleError, ModelCard, load_bundle, sha256_of
 from models.calibrate import Calibration
-from models.samplers import available_samplers
+from models.samplers import available_refiners, available_samplers
 
 from .config import Config, ConfigError
 from .errors import FailedPrecondition, NotFound
@@ -39,11 +39,13 @@ class Model:
     manifest_sha256: str
     fixed_rows: Mapping[str, int]
     samplers: tuple[str, ...] = field(init=False)
+    refiners: tuple[str, ...] = field(init=False)
     programs: ProgramCache = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "programs", ProgramCache(self.card))
         object.__setattr__(self, "samplers", available_samplers(self.card))
+        object.__setattr__(self, "refiners", available_refiners(self.card))
 
     @property
     def card(self) -> ModelCard:

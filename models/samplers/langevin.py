@@ -96,7 +96,10 @@ def langevin_lines(card: ModelCard, options: SampleOptions, first: int = 0) -> t
     chain = _chain(card, spec, options)
     network, scalars = energy.gradient_network, {"time": energy.scales[0].time}  # one for all lines: there may be many
     # The network returns its own output's gradient; callers' U is sign * scale * output.
-    rules = (_metropolis_rules if chain.metropolis else _langevin_rules)(chain, energy.sign * energy.scale)
+    factor = energy.sign * energy.scale
+    rules: Sequence[LangevinUpdate | MetropolisUpdate] = (
+        _metropolis_rules(chain, factor) if chain.metropolis else _langevin_rules(chain, factor)
+    )
     _check_size(options, rules)
     return tuple(
         Line(network=network, scalars=scalars, updates=(_update(rule, first + i),)) for i, rule in enumerate(rules)

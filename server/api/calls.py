@@ -43,6 +43,15 @@ class Malformed(NamedTuple):
     reason: str
 
 
+class StepPreview(NamedTuple):
+    """What a step, counted from 1, made of sample 0: the image so far `(elements,)`, and what its gradient told."""
+
+    step: int
+    image: Any
+    energy: float | None
+    gradient_norm: float | None
+
+
 class PendingJob:
     """What a coroutine waits for. The engine's thread talks to it through the event loop only."""
 
@@ -56,15 +65,16 @@ class PendingJob:
 
     def on_preview(self, row: Row) -> None:
         # The row goes on while the loop gets here: take what belongs to this step now.
-        self._loop.call_soon_threadsafe(self._put_preview, (row.line + 1, row.preview))
+        energies = (row.energy, row.gradient_norm) if row.current.takes_gradient else (None, None)
+        self._loop.call_soon_threadsafe(self._put_preview, StepPreview(row.line + 1, row.preview, *energies))
 
-    def _put_preview(self, preview: tuple[int, Any]) -> None:
+    def _put_preview(self, preview: StepPreview) -> None:
         # A slow reader loses previews, never the result, and costs bounded memory.
         if self._events.qsize() < MAX_PENDING_PREVIEWS:
             self._events.put_nowait(preview)
 
-    async def events(self, job: Job) -> AsyncGenerator[tuple[int, Any], None]:
-        """Submit the job; yields (step, preview) and returns when it is done.
+    async def events(self, job: Job) -> AsyncGenerator[StepPreview, None]:
+        """Submit the job; yields what its steps gave and returns when it is done.
 
         Where the caller leaves early, e.g. because it is gone, the job is cancelled.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from time import perf_counter
 
@@ -23,8 +23,10 @@ from ..types import Job, Row
 from .calls import Context, PendingJob
 from .validate import (
     check_false_alarm_rate,
+    check_labels,
     check_priority,
     check_seed,
+    refine_plan,
     sample_plan,
     score_plan,
 )
@@ -70,25 +72,40 @@ def deadline_of(context: Context) -> float | None:
     return perf_counter() + left if left is not None and left < NO_DEADLINE_SECONDS else None
 
 
+def energy_factor(model: Model) -> float:
+    """What a network's energy is multiplied by to give the U that callers see."""
+    energy = model.card.energy
+    return energy.sign * energy.scale if energy is not None else 1.0
+
+
 class Sampler(Service):
     """`fewstep.v1.Sampler`."""
 
     async def Sample(self, request: pb.SampleRequest, context: Context) -> pb.SampleResponse:
         call = self._prepare(request, context)
         await call.pending.done(call.job)
-        return self._response(call)
+        return self._samples(call)
 
     async def SampleStream(self, request: pb.SampleRequest, context: Context) -> AsyncIterator[pb.SampleEvent]:
         call = self._prepare(request, context)
-        call.job.on_preview = call.pending.on_preview
-        image, steps = call.model.card.image, len(call.job.rows[0].program.lines)
-        async with aclosing(call.pending.events(call.job)) as events:
-            async for step, preview in events:
-                images = encode_images(preview.reshape(1, *image.shape), image, call.encoding)
-                yield pb.SampleEvent(preview=pb.Preview(step=step, steps=steps, image=images))
-        yield pb.SampleEvent(result=self._response(call))
+        async with aclosing(self._previews(call)) as previews:
+            async for preview in previews:
+                yield pb.SampleEvent(preview=preview)
+        yield pb.SampleEvent(result=self._samples(call))
 
-    def _prepare(self, request: pb.SampleRequest, context: Context) -> _SampleCall:
+    async def Refine(self, request: pb.RefineRequest, context: Context) -> pb.RefineResponse:
+        call = self._prepare_refinement(request, context)
+        await call.pending.done(call.job)
+        return self._refined(call)
+
+    async def RefineStream(self, request: pb.RefineRequest, context: Context) -> AsyncIterator[pb.RefineEvent]:
+        call = self._prepare_refinement(request, context)
+        async with aclosing(self._previews(call)) as previews:
+            async for preview in previews:
+                yield pb.RefineEvent(preview=preview)
+        yield pb.RefineEvent(result=self._refined(call))
+
+    def _prepare(self, request: pb.SampleRequest, context: Context) -> _ImageCall:
         model = self.repository.find(request.model, request.version)
         encoding = check_encoding(request.encoding, model.card.image)
         plan = sample_plan(model, request, self.config.limits.max_rows_per_request)
@@ -97,31 +114,82 @@ class Sampler(Service):
         seed = check_seed(request)
         job.rows = [Row(job, seed, i, plan.program, label) for i, label in enumerate(plan.labels)]
         job.row_bytes = row_bytes(model.bundle, plan.program)
-        return _SampleCall(model, job, pending, encoding, plan.sampler)
+        return _ImageCall(model, job, pending, encoding, plan.sampler)
 
-    def _response(self, call: _SampleCall) -> pb.SampleResponse:
-        job, card = call.job, call.model.card
-        program = job.rows[0].program
-        states = np.stack([row.state for row in job.rows]).reshape(-1, *card.image.shape)
+    def _prepare_refinement(self, request: pb.RefineRequest, context: Context) -> _ImageCall:
+        model = self.repository.find(request.model, request.version)
+        encoding = check_encoding(request.encoding, model.card.image)
+        plan = refine_plan(model, request)
+        images = decode_images(request.images, model.card.image, self.config.limits.max_rows_per_request)
+        labels = check_labels(model.card, (), len(images), "labels")
+        pending = PendingJob(self.engine)
+        job = self.job(model, check_priority(request), pending, deadline_of(context))
+        seed = check_seed(request)
+        flat: Floats = images.reshape(len(images), -1)
+        job.rows = [Row(job, seed, i, plan.program, labels[i], image) for i, image in enumerate(flat)]
+        job.row_bytes = row_bytes(model.bundle, plan.program)
+        return _ImageCall(model, job, pending, encoding, plan.method)
+
+    async def _previews(self, call: _ImageCall) -> AsyncGenerator[pb.Preview, None]:
+        """The messages of a job's steps; returns when it is done."""
+        call.job.on_preview = call.pending.on_preview
+        image, steps, factor = call.model.card.image, len(call.job.rows[0].program.lines), energy_factor(call.model)
+        async with aclosing(call.pending.events(call.job)) as events:
+            async for event in events:
+                preview = pb.Preview(step=event.step, steps=steps)
+                if event.image is not None:
+                    preview.image.CopyFrom(encode_images(event.image.reshape(1, *image.shape), image, call.encoding))
+                if event.energy is not None:
+                    preview.energy = factor * event.energy
+                if event.gradient_norm is not None:
+                    preview.gradient_norm = abs(factor) * event.gradient_norm
+                yield preview
+
+    def _images(self, call: _ImageCall) -> pb.Images:
+        states = np.stack([row.state for row in call.job.rows]).reshape(-1, *call.model.card.image.shape)
+        return encode_images(states, call.model.card.image, call.encoding)
+
+    def _samples(self, call: _ImageCall) -> pb.SampleResponse:
+        program = call.job.rows[0].program
         return pb.SampleResponse(
-            model=card.name,
+            model=call.model.card.name,
             version=call.model.key.version,
-            images=encode_images(states, card.image, call.encoding),
-            seed=job.rows[0].seed,
-            sampler=call.sampler,
+            images=self._images(call),
+            seed=call.job.rows[0].seed,
+            sampler=call.method,
             steps=len(program.lines),
             nfe=program.nfe,
             gradient_passes=program.gradient_passes,
-            timing=self.timing(job),
+            timing=self.timing(call.job),
+        )
+
+    def _refined(self, call: _ImageCall) -> pb.RefineResponse:
+        rows, factor = call.job.rows, energy_factor(call.model)
+        program = rows[0].program
+        scored = bool(rows[0].scores)
+        return pb.RefineResponse(
+            model=call.model.card.name,
+            version=call.model.key.version,
+            images=self._images(call),
+            energy_before=[factor * row.scores[0] for row in rows] if scored else [],
+            energy_after=[factor * row.scores[-1] for row in rows] if scored else [],
+            seed=rows[0].seed,
+            method=call.method,
+            steps=len(program.lines) - len(rows[0].scores),
+            nfe=program.nfe,
+            gradient_passes=program.gradient_passes,
+            timing=self.timing(call.job),
         )
 
 
-class _SampleCall(msgspec.Struct, frozen=True):
+class _ImageCall(msgspec.Struct, frozen=True):
+    """A call that ends in images; method: the sampler or the refiner."""
+
     model: Model
     job: Job
     pending: PendingJob
     encoding: int
-    sampler: str
+    method: str
 
 
 class Scorer(Service):
@@ -152,15 +220,13 @@ class Scorer(Service):
         seed = check_seed(request)
         flat: Floats = images.reshape(len(images), -1)
         job.rows = [Row(job, seed, i, program, image=image) for _, program in plans for i, image in enumerate(flat)]
-        job.row_bytes = row_bytes(model.bundle, plans[0][1])
+        job.row_bytes = max(row_bytes(model.bundle, program) for _, program in plans)
         await pending.done(job)
         return self._response(model, job, [name for name, _ in plans], len(images), rate)
 
     def _response(self, model: Model, job: Job, scales: list[str], images: int, rate: float) -> pb.ScoreResponse:
-        energy = model.card.energy
-        factor = energy.sign * energy.scale if energy is not None else 1.0
         means = [sum(row.scores) / len(row.scores) for row in job.rows]
-        values = np.array(means, dtype=np.float64).reshape(len(scales), images) * factor
+        values = np.array(means, dtype=np.float64).reshape(len(scales), images) * energy_factor(model)
         scores = [self._scores(model, name, energies, rate) for name, energies in zip(scales, values, strict=True)]
         return pb.ScoreResponse(
             model=model.key.name,
@@ -168,7 +234,8 @@ class Scorer(Service):
             scores=scores,
             false_alarm_rate=rate,
             seed=job.rows[0].seed,
-            nfe=len(scales),
+            nfe=sum(row.program.nfe for row in job.rows[::images]),
+            gradient_passes=sum(row.program.gradient_passes for row in job.rows[::images]),
             timing=self.timing(job),
         )
 
@@ -248,4 +315,5 @@ def _summary(model: Model) -> pb.ModelSummary:
         description=model.card.description,
         samplers=model.samplers,
         scores=model.card.energy is not None,
+        refiners=model.refiners,
     )

@@ -12,7 +12,8 @@ What a model is here:
 
 Everything else is a request parameter, with the meaning it has in fewstep.v1:
 
-- sampling: steps, sampler, spacing, m, form, weights, eta, guidance, temperature, step_size;
+- sampling: steps, sampler, spacing, m, form, weights, eta, guidance, temperature, step_size, and a sampler's own
+  options (fewstep.v1's `parameters`), each under its name;
 - scoring: scales, false_alarm_rate, seed.
 
 Numbers may come as text; the lists m and scales are text with commas, the rows of weights have semicolons between.
@@ -32,6 +33,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from models.samplers import SAMPLERS
 from protos import fewstep_pb2 as pb
 from protos import inference_pb2 as oip
 
@@ -91,6 +93,10 @@ _SAMPLING: dict[str, Reader] = {
     "temperature": number,
     "step_size": number,
 }
+_OWN: dict[str, Reader] = {
+    name: numbers for sampler in SAMPLERS.values() for name in sampler.options if name not in _SAMPLING
+}
+"""Options that one sampler alone knows."""
 _SCORING: dict[str, Reader] = {"scales": names, "false_alarm_rate": number, "seed": integer(0, 2**64 - 1)}
 
 
@@ -250,7 +256,7 @@ class GRPCInferenceService(Service):
     async def _sample(self, face: Face, request: oip.ModelInferRequest, deadline: float | None) -> Answer:
         """One job, whose rows are each the sample 0 of a seed of their own."""
         model, limit = face.model, self.config.limits.max_rows_per_request
-        parameters = read_parameters(request, {**_SAMPLING, **_COMMON})
+        parameters = read_parameters(request, {**_SAMPLING, **_OWN, **_COMMON})
         requested_outputs(request, face.outputs)  # there is but one
         inputs = read_inputs(request, face.inputs, limit)
         seeds = _seeds(inputs["SEED"])
@@ -334,7 +340,8 @@ def _sample_request(parameters: Mapping[str, Any], count: int, labels: list[int]
     """The native request for the same thing, so that one set of checks serves both APIs."""
     options = {name: parameters[name] for name in _SAMPLING.keys() & parameters}
     weights = [pb.Weights(values=row) for row in options.pop("weights", ())]
-    return pb.SampleRequest(count=count, labels=labels, weights=weights, **options)
+    own = {name: pb.Numbers(values=parameters[name]) for name in _OWN.keys() & parameters}
+    return pb.SampleRequest(count=count, labels=labels, weights=weights, parameters=own, **options)
 
 
 def _scheduling(parameters: Mapping[str, Any], deadline: float | None) -> tuple[int, float | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from models.bundle import ModelCard
@@ -17,6 +17,7 @@ from ..names import check_count, check_name
 from ..repository import Model
 
 MAX_PRIORITY = 10
+MAX_VALUES = 10_000  # of one parameter: a number for each step of the longest chain
 
 
 class SamplePlan(NamedTuple):
@@ -25,6 +26,13 @@ class SamplePlan(NamedTuple):
     sampler: str
     program: Program
     labels: list[int | None]
+
+
+class RefinePlan(NamedTuple):
+    """A validated refinement: the method's name and the program."""
+
+    method: str
+    program: Program
 
 
 def sample_options(request: pb.SampleRequest) -> SampleOptions:
@@ -52,7 +60,17 @@ def sample_options(request: pb.SampleRequest) -> SampleOptions:
         guidance=request.guidance if request.HasField("guidance") else None,
         temperature=request.temperature if request.HasField("temperature") else None,
         step_size=request.step_size if request.HasField("step_size") else None,
+        parameters=_parameters(request),
     )
+
+
+def _parameters(request: pb.SampleRequest | pb.RefineRequest) -> tuple[tuple[str, tuple[float, ...]], ...]:
+    """The method's own options, in the order of their names."""
+    check_count("parameters", request.parameters)
+    for name in request.parameters:
+        check_name("parameters", name)
+        check_count(f"parameters[{name}]", request.parameters[name].values, MAX_VALUES)
+    return tuple((name, tuple(request.parameters[name].values)) for name in sorted(request.parameters))
 
 
 def sample_plan(model: Model, request: pb.SampleRequest, max_rows: int, labels_field: str = "labels") -> SamplePlan:
@@ -67,14 +85,36 @@ def sample_plan(model: Model, request: pb.SampleRequest, max_rows: int, labels_f
     if not 1 <= count <= max_rows:
         raise InvalidArgument("count", f"must be within 1..{max_rows}, got {count}")
     options = sample_options(request)
+    program = _compiled(model.programs.sample, options)
+    labels = check_labels(model.card, request.labels, count, labels_field)
+    return SamplePlan(options.sampler or model.samplers[0], program, labels)
+
+
+def refine_plan(model: Model, request: pb.RefineRequest) -> RefinePlan:
+    """What a refinement asks for.
+
+    Raises:
+        InvalidArgument, FailedPrecondition.
+    """
+    check_name("method", request.method)
+    options = SampleOptions(
+        sampler=request.method or None,
+        steps=request.steps if request.HasField("steps") else None,
+        temperature=request.temperature if request.HasField("temperature") else None,
+        step_size=request.step_size if request.HasField("step_size") else None,
+        parameters=_parameters(request),
+    )
+    program = _compiled(model.programs.refine, options)
+    return RefinePlan(options.sampler or model.refiners[0], program)
+
+
+def _compiled(compiler: Callable[[SampleOptions], Program], options: SampleOptions) -> Program:
     try:
-        program = model.programs.sample(options)
+        return compiler(options)
     except OptionError as error:
         raise InvalidArgument(error.field, error.message) from None
     except UnsupportedError as error:
         raise FailedPrecondition(str(error)) from None
-    labels = check_labels(model.card, request.labels, count, labels_field)
-    return SamplePlan(options.sampler or model.samplers[0], program, labels)
 
 
 def score_plan(model: Model, request: pb.ScoreRequest) -> list[tuple[str, Program]]:
@@ -122,12 +162,12 @@ def check_labels(card: ModelCard, labels: Sequence[int], count: int, field: str)
     return list(labels) if len(labels) == count else [labels[0]] * count
 
 
-def check_seed(request: pb.SampleRequest | pb.ScoreRequest) -> int:
+def check_seed(request: pb.SampleRequest | pb.RefineRequest | pb.ScoreRequest) -> int:
     """The request's seed, or a fresh one; fresh ones fit in 53 bits so that they survive JSON."""
     return request.seed if request.HasField("seed") else secrets.randbits(53)
 
 
-def check_priority(request: pb.SampleRequest | pb.ScoreRequest) -> int:
+def check_priority(request: pb.SampleRequest | pb.RefineRequest | pb.ScoreRequest) -> int:
     """Raises InvalidArgument outside -10..10."""
     if not -MAX_PRIORITY <= request.priority <= MAX_PRIORITY:
         raise InvalidArgument("priority", f"must be within -{MAX_PRIORITY}..{MAX_PRIORITY}, got {request.priority}")

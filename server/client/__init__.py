@@ -13,10 +13,10 @@ engine, nor `models`. Pillow is imported only when PNG is asked for.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 import numpy as np
@@ -28,8 +28,10 @@ from protos import fewstep_pb2_grpc as rpc
 from .channel import Credentials, open_channel
 from .messages import (
     FewstepError,
+    RefineOptions,
     SampleOptions,
     failure,
+    refine_request,
     sample_request,
     scale_scores_of,
     score_request,
@@ -40,6 +42,7 @@ from .types import (
     ModelDescription,
     ModelSummary,
     Preview,
+    Refined,
     Samples,
     ScaleScores,
     Scores,
@@ -54,6 +57,8 @@ __all__ = [
     "ModelDescription",
     "ModelSummary",
     "Preview",
+    "RefineOptions",
+    "Refined",
     "SampleOptions",
     "Samples",
     "ScaleScores",
@@ -62,6 +67,7 @@ __all__ = [
     "Timing",
 ]
 
+T = TypeVar("T")
 DEFAULT_ADDRESS = "127.0.0.1:8001"
 LARGEST_RESPONSE = 256 * 2**20
 """Bytes: gRPC's own limit of 4 MiB holds 16,384 raw 8x8 images, or 340 of 32x32 in colour."""
@@ -144,21 +150,26 @@ class FewstepClient:
 
         The request is sent when the iterator is first asked; closing the iterator cancels it on the server.
         """
-        request = sample_request(model, options)
-        timeout = options.get("timeout", self.timeout)
-        call = self._sampler.SampleStream(request, timeout=timeout, metadata=self._metadata)
-        try:
-            for event in call:
-                if event.WhichOneof("event") == "result":
-                    yield self._samples(event.result)
-                    return
-                image = self._images(event.preview.image, model, options.get("version", 0))
-                yield Preview(step=event.preview.step, steps=event.preview.steps, image=image[0])
-            raise FewstepError(grpc.StatusCode.DATA_LOSS, "the server ended the stream without a result")
-        except grpc.RpcError as error:
-            raise failure(error) from error
-        finally:
-            call.cancel()  # has no effect on a call that has ended
+        yield from self._stream(self._sampler.SampleStream, sample_request(model, options), options, self._samples)
+
+    def refine(self, model: str, images: NDArray[np.floating[Any]], **options: Unpack[RefineOptions]) -> Refined:
+        """Take images some steps towards the data; their energies before and after come with them.
+
+        images: as in `score`.
+
+        Raises:
+            ValueError: images are not floating point, or have neither 3 nor 4 dimensions.
+            FewstepError: the server refused; names the option at fault.
+        """
+        request = refine_request(model, images, options)
+        return self._refined(self._call(self._sampler.Refine, request, options.get("timeout")))
+
+    def refine_stream(
+        self, model: str, images: NDArray[np.floating[Any]], **options: Unpack[RefineOptions]
+    ) -> Iterator[Preview | Refined]:
+        """As `refine`, step by step: a Preview of the first image after each step, then the result."""
+        request = refine_request(model, images, options)
+        yield from self._stream(self._sampler.RefineStream, request, options, self._refined)
 
     def score(
         self,
@@ -232,6 +243,47 @@ class FewstepClient:
             return method(request, timeout=timeout, metadata=self._metadata)
         except grpc.RpcError as error:
             raise failure(error) from error
+
+    def _stream(
+        self, method: Any, request: Any, options: SampleOptions | RefineOptions, result: Callable[[Any], T]
+    ) -> Iterator[Preview | T]:
+        call = method(request, timeout=options.get("timeout", self.timeout), metadata=self._metadata)
+        try:
+            for event in call:
+                if event.WhichOneof("event") == "result":
+                    yield result(event.result)
+                    return
+                yield self._preview(event.preview, request.model, request.version)
+            raise FewstepError(grpc.StatusCode.DATA_LOSS, "the server ended the stream without a result")
+        except grpc.RpcError as error:
+            raise failure(error) from error
+        finally:
+            call.cancel()  # has no effect on a call that has ended
+
+    def _preview(self, preview: pb.Preview, model: str, version: int) -> Preview:
+        return Preview(
+            step=preview.step,
+            steps=preview.steps,
+            image=self._images(preview.image, model, version)[0] if preview.HasField("image") else None,
+            energy=preview.energy if preview.HasField("energy") else None,
+            gradient_norm=preview.gradient_norm if preview.HasField("gradient_norm") else None,
+        )
+
+    def _refined(self, response: pb.RefineResponse) -> Refined:
+        return Refined(
+            model=response.model,
+            version=response.version,
+            images=self._images(response.images, response.model, response.version),
+            png=tuple(response.images.png),
+            energy_before=np.array(response.energy_before, dtype=np.float64),
+            energy_after=np.array(response.energy_after, dtype=np.float64),
+            seed=response.seed,
+            method=response.method,
+            steps=response.steps,
+            nfe=response.nfe,
+            gradient_passes=response.gradient_passes,
+            timing=timing_of(response.timing),
+        )
 
     def _samples(self, response: pb.SampleResponse) -> Samples:
         return Samples(

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from . import DEFAULT_ADDRESS, FewstepClient, FewstepError, Preview, SampleOptions, Samples
+from . import DEFAULT_ADDRESS, FewstepClient, FewstepError, Preview, Refined, RefineOptions, SampleOptions, Samples
 from .channel import read_token
 
 OK, FAILED, USAGE = 0, 1, 2
@@ -33,6 +33,7 @@ PASSED_ON = (
     *("step_size", "spacing", "labels", "seed", "encoding", "priority", "version"),
 )
 """Command-line options that go into the request under their own names."""
+REFINE_PASSED_ON = ("method", "steps", "step_size", "temperature", "seed", "priority", "version")
 CREDENTIAL_FILES = {
     "tls_ca": "PEM CAs of the server; turns TLS on",
     "certificate": "PEM certificate of this client",
@@ -87,21 +88,12 @@ def _plain(value: Any) -> Any:
 def sample(client: FewstepClient, arguments: argparse.Namespace, output: Output) -> None:
     """Draw samples and write them as a PNG grid or as an array."""
     path: Path = arguments.output
-    if path.suffix.lower() not in (".png", ".npy"):
-        raise UsageError(f"--output: must end in .png or .npy, got {path}")
-    options: SampleOptions = {name: getattr(arguments, name) for name in PASSED_ON}  # type: ignore[assignment]
+    _check_output(path)
+    given = {name: getattr(arguments, name) for name in PASSED_ON}
+    options: SampleOptions = {**given, "parameters": dict(arguments.parameter)}  # type: ignore[typeddict-item]
     draw = _streamed if arguments.stream else _drawn
     samples = draw(client, arguments.model, options, output)
-    if path.suffix.lower() == ".npy":
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path, samples.images)
-    else:
-        from .images import grid, to_pixels, write_png
-
-        described = client.describe(samples.model, version=samples.version)
-        write_png(
-            path, grid(to_pixels(samples.images, described.low, described.high), arguments.columns, arguments.scale)
-        )
+    _write(client, samples, arguments)
     left_out = ("images", "png")
     facts = {name: getattr(samples, name) for name in Samples.__dataclass_fields__ if name not in left_out}
     output.document({"count": len(samples.images), "shape": samples.images.shape, **facts, "output": str(path)})
@@ -112,6 +104,59 @@ def sample(client: FewstepClient, arguments: argparse.Namespace, output: Output)
     title = f"{samples.model} version {samples.version}, seed {samples.seed}"
     output.table(title, columns, [(*row, timing.mean_batch_rows)])
     output.people.print(f"wrote {path}", soft_wrap=True)
+
+
+def _write(client: FewstepClient, result: Samples | Refined, arguments: argparse.Namespace) -> None:
+    """Write images as a grid or as an array, as the file's name says."""
+    path: Path = arguments.output
+    if path.suffix.lower() == ".npy":
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, result.images)
+    else:
+        from .images import grid, to_pixels, write_png
+
+        described = client.describe(result.model, version=result.version)
+        write_png(
+            path, grid(to_pixels(result.images, described.low, described.high), arguments.columns, arguments.scale)
+        )
+
+
+def _check_output(path: Path) -> None:
+    if path.suffix.lower() not in (".png", ".npy"):
+        raise UsageError(f"--output: must end in .png or .npy, got {path}")
+
+
+def refine(client: FewstepClient, arguments: argparse.Namespace, output: Output) -> None:
+    """Take image files some steps towards a model's data; prints their energies before and after."""
+    _check_output(arguments.output)
+    names, images = _read(client, arguments)
+    given = {name: getattr(arguments, name) for name in REFINE_PASSED_ON}
+    options: RefineOptions = {**given, "parameters": dict(arguments.parameter)}  # type: ignore[typeddict-item]
+    refined = client.refine(arguments.model, images, **options)
+    _write(client, refined, arguments)
+    facts = {name: getattr(refined, name) for name in Refined.__dataclass_fields__ if name not in ("images", "png")}
+    output.document({"images": names, "shape": refined.images.shape, **facts, "output": str(arguments.output)})
+    title = f"{refined.model} version {refined.version}, {refined.steps} steps of {refined.method}, seed {refined.seed}"
+    if len(refined.energy_before):
+        cells = zip(names, refined.energy_before.tolist(), refined.energy_after.tolist(), strict=True)
+        output.table(title, ("image", "energy before", "energy after"), cells)
+    else:
+        output.table(title, ("image",), [(name,) for name in names])
+    output.people.print(f"wrote {arguments.output}", soft_wrap=True)
+
+
+def _read(client: FewstepClient, arguments: argparse.Namespace) -> tuple[list[str], NDArray[np.float32]]:
+    """The images of the files that the command names, each with a name of its own."""
+    from .images import read_images
+
+    described = client.describe(arguments.model, version=arguments.version)
+    names: list[str] = []
+    arrays: list[NDArray[np.float32]] = []
+    for path in arguments.files:
+        images = read_images(path, described.image_shape, described.low, described.high)
+        arrays.append(images)
+        names += [f"{path}[{index}]" for index in range(len(images))] if len(images) > 1 else [str(path)]
+    return names, np.concatenate(arrays)
 
 
 def _drawn(client: FewstepClient, model: str, options: SampleOptions, output: Output) -> Samples:
@@ -136,18 +181,10 @@ def _streamed(client: FewstepClient, model: str, options: SampleOptions, output:
 
 def score(client: FewstepClient, arguments: argparse.Namespace, output: Output) -> None:
     """Score image files and print energy, percentile, p-value and decision of each."""
-    from .images import read_images
-
-    described = client.describe(arguments.model, version=arguments.version)
-    names: list[str] = []
-    arrays: list[NDArray[np.float32]] = []
-    for path in arguments.files:
-        images = read_images(path, described.image_shape, described.low, described.high)
-        arrays.append(images)
-        names += [f"{path}[{index}]" for index in range(len(images))] if len(images) > 1 else [str(path)]
+    names, images = _read(client, arguments)
     scores = client.score(
         arguments.model,
-        np.concatenate(arrays),
+        images,
         scales=arguments.scales,
         false_alarm_rate=arguments.false_alarm_rate,
         seed=arguments.seed,
@@ -204,6 +241,7 @@ def status(client: FewstepClient, arguments: argparse.Namespace, output: Output)
 
 COMMANDS: dict[str, Callable[[FewstepClient, argparse.Namespace, Output], None]] = {
     "sample": sample,
+    "refine": refine,
     "score": score,
     "models": models,
     "status": status,
@@ -216,6 +254,26 @@ def _numbers(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
 
     parse.__name__ = f"comma-separated {kind.__name__}"  # argparse puts it into its error message
     return parse
+
+
+def _parameter(text: str) -> tuple[str, list[float]]:
+    name, equals, values = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"must be NAME=NUMBER or NAME=NUMBER,NUMBER,..., got {text!r}")
+    try:
+        return name, [float(value) for value in values.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{name}: {error}") from None
+
+
+def _add_image_options(command: argparse.ArgumentParser, default: Path) -> None:
+    command.add_argument("--output", type=Path, default=default, help=".png for a grid, .npy for the array")
+    command.add_argument("--columns", type=int, help="of the grid")
+    command.add_argument("--scale", type=int, help="of the grid: pixels a pixel")
+    command.add_argument(
+        *("--parameter", "-p"), type=_parameter, action="append", default=[], metavar="NAME=NUMBER[,NUMBER...]",
+        help="an option that one method alone knows; may be given several times",
+    )  # fmt: skip
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -270,9 +328,18 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--priority", type=int)
     command.add_argument("--version", type=int, help="the model's; default the newest")
     command.add_argument("--stream", action="store_true", help="show progress step by step")
-    command.add_argument("--output", type=Path, default=Path("samples.png"), help=".png for a grid, .npy for the array")
-    command.add_argument("--columns", type=int, help="of the grid")
-    command.add_argument("--scale", type=int, help="of the grid: pixels a pixel")
+    _add_image_options(command, Path("samples.png"))
+    command = add("refine")
+    command.add_argument("model")
+    command.add_argument("files", nargs="+", type=Path, help="pictures, or .npy arrays of images")
+    command.add_argument("--method", help="transition or langevin, where the model has it")
+    command.add_argument("--steps", type=int)
+    command.add_argument("--step-size", type=float, help="of langevin")
+    command.add_argument("--temperature", type=float, help="of langevin")
+    command.add_argument("--seed", type=int)
+    command.add_argument("--priority", type=int)
+    command.add_argument("--version", type=int, default=0)
+    _add_image_options(command, Path("refined.png"))
     command = add("score")
     command.add_argument("model")
     command.add_argument("files", nargs="+", type=Path, help="pictures, or .npy arrays of images")

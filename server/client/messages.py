@@ -40,14 +40,15 @@ class SampleOptions(TypedDict, total=False):
     """Options of a sample request; what is left out takes the model's or the sampler's default.
 
     count: number of samples. steps: network steps.
-    sampler: ddim, iddim, radical, custom, ancestral, vdrme or langevin, as far as the model offers it.
+    sampler: ddim, iddim, radical, custom, ancestral, gdim, vdrme, hat, latent or langevin, where the model has it.
     m: iDDIM's ensemble weight in [0, 1], one value, or one a step (eq. 11).
     form: iDDIM's form, "iterate" (eq. 11) or "accumulator" (eq. 33).
     weights: for `custom`, row i holds the i+1 weights of the predictions of steps 0..i (eq. 4).
     eta: amount of noise in [0, 1] (eq. 28), of ancestral the interpolation v of its variance.
     guidance: w >= 0 of classifier-free guidance.
     temperature: std of the prior noise; for langevin the chain's temperature.
-    step_size: langevin's step size s. spacing: "quadratic" or "linear" time grid.
+    step_size: langevin's step size s. parameters: what one sampler alone knows, by name: a number, or several.
+    spacing: "quadratic" or "linear" time grid.
     labels: one for all samples, or one a sample. seed: 0..2^64-1; without it the server draws one.
     encoding: how the images travel; "png" rounds them to 8 bits.
     priority: -10..10, higher runs first. version: the model's, 0 for the newest.
@@ -64,8 +65,28 @@ class SampleOptions(TypedDict, total=False):
     guidance: float
     temperature: float
     step_size: float
+    parameters: Mapping[str, float | Sequence[float]]
     spacing: str
     labels: int | Sequence[int]
+    seed: int
+    encoding: Literal["raw", "png"]
+    priority: int
+    version: int
+    timeout: float
+
+
+class RefineOptions(TypedDict, total=False):
+    """Options of a refinement; what is left out takes the model's or the method's default.
+
+    method: transition or langevin, where the model has it. steps: how many. step_size, temperature: langevin's.
+    The others as in `SampleOptions`.
+    """
+
+    method: str
+    steps: int
+    step_size: float
+    temperature: float
+    parameters: Mapping[str, float | Sequence[float]]
     seed: int
     encoding: Literal["raw", "png"]
     priority: int
@@ -79,23 +100,45 @@ def sample_request(model: str, options: SampleOptions) -> pb.SampleRequest:
     Raises:
         ValueError: an encoding other than "raw" and "png", or a value that does not fit its field; names it.
     """
-    given: dict[str, Any] = {name: value for name, value in options.items() if name != "timeout" and value is not None}
+    given: dict[str, Any] = dict(options)
     for name in ("m", "labels"):
-        if name in given and np.ndim(given[name]) == 0:
+        if given.get(name) is not None and np.ndim(given[name]) == 0:
             given[name] = [given[name]]
-    if "weights" in given:
+    if given.get("weights") is not None:
         given["weights"] = [pb.Weights(values=row) for row in given["weights"]]
+    request = pb.SampleRequest(model=model)
+    _fill(request, given)
+    return request
+
+
+def refine_request(model: str, images: NDArray[np.floating[Any]], options: RefineOptions) -> pb.RefineRequest:
+    """The message of a refinement.
+
+    Raises:
+        ValueError: as `sample_request`, and images as in `score_request`.
+    """
+    request = pb.RefineRequest(model=model, images=_raw(images))
+    _fill(request, dict(options))
+    return request
+
+
+def _fill(request: Any, given: dict[str, Any]) -> None:
+    """Set the fields of a request of images; what is None stays unset."""
+    given = {name: value for name, value in given.items() if name != "timeout" and value is not None}
+    for name, value in given.pop("parameters", {}).items():
+        try:
+            request.parameters[name].values.extend(np.atleast_1d(value))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"parameters[{name}]: {error}") from error
     if "encoding" in given:
         if given["encoding"] not in _ENCODINGS:
             raise ValueError(f"encoding: must be one of {', '.join(_ENCODINGS)}, got {given['encoding']!r}")
         given["encoding"] = _ENCODINGS[given["encoding"]]
-    request = pb.SampleRequest(model=model)
     for name, value in given.items():
         try:
-            request.MergeFrom(pb.SampleRequest(**{name: value}))
+            request.MergeFrom(type(request)(**{name: value}))
         except (ValueError, TypeError) as error:  # protobuf's own message leaves the field out
             raise ValueError(f"{name}: {error}") from error
-    return request
 
 
 def score_request(
@@ -112,6 +155,18 @@ def score_request(
     Raises:
         ValueError: images are not floating point, or have neither 3 nor 4 dimensions.
     """
+    return pb.ScoreRequest(
+        model=model,
+        version=version,
+        images=_raw(images),
+        scales=[scales] if isinstance(scales, str) else scales,
+        false_alarm_rate=false_alarm_rate,
+        seed=seed,
+        priority=priority,
+    )
+
+
+def _raw(images: NDArray[np.floating[Any]]) -> pb.Images:
     images = np.asarray(images)
     if not np.issubdtype(images.dtype, np.floating):
         raise ValueError(f"images: must be floating point, in the model's value range, got {images.dtype}")
@@ -119,15 +174,7 @@ def score_request(
         images = images[np.newaxis]
     if images.ndim != 4:
         raise ValueError(f"images: must be (count, channels, height, width), got shape {images.shape}")
-    return pb.ScoreRequest(
-        model=model,
-        version=version,
-        images=pb.Images(encoding=pb.RAW, shape=images.shape, raw=images.astype("<f4").tobytes()),
-        scales=[scales] if isinstance(scales, str) else scales,
-        false_alarm_rate=false_alarm_rate,
-        seed=seed,
-        priority=priority,
-    )
+    return pb.Images(encoding=pb.RAW, shape=images.shape, raw=images.astype("<f4").tobytes())
 
 
 def failure(error: grpc.RpcError) -> FewstepError:
@@ -168,6 +215,7 @@ def summary_of(model: pb.ModelSummary) -> ModelSummary:
         description=model.description,
         samplers=tuple(model.samplers),
         scores=model.scores,
+        refiners=tuple(model.refiners),
     )
 
 

@@ -47,11 +47,40 @@ class Samples:
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """Sample 0 after a step: its prediction of the clean image, `(channels, height, width)` float32."""
+    """Sample 0 after a step: its prediction of the clean image, `(channels, height, width)` float32.
+
+    image: None where the step left the image alone, and worked on what it will be made of.
+    energy, gradient_norm: what the step saw, where it took a gradient of the energy.
+    """
 
     step: int
     steps: int
-    image: NDArray[np.float32]
+    image: NDArray[np.float32] | None
+    energy: float | None = None
+    gradient_norm: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refined:
+    """The answer to a refinement.
+
+    images: `(count, channels, height, width)` float32 in the model's value range; png: the files, where asked for.
+    energy_before, energy_after: `(count,)`, empty where the model cannot score an image as it is.
+    nfe: forward passes for each image, gradient passes beside it.
+    """
+
+    model: str
+    version: int
+    images: NDArray[np.float32]
+    png: tuple[bytes, ...]
+    energy_before: NDArray[np.float64]
+    energy_after: NDArray[np.float64]
+    seed: int
+    method: str
+    steps: int
+    nfe: int
+    gradient_passes: int
+    timing: Timing
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +124,10 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class ModelSummary:
-    """One line of the list of models; the first sampler is the default. scores: it has an energy."""
+    """One line of the list of models; the first sampler and the first refiner are the defaults.
+
+    scores: it has an energy.
+    """
 
     name: str
     version: int
@@ -103,6 +135,7 @@ class ModelSummary:
     description: str
     samplers: tuple[str, ...]
     scores: bool
+    refiners: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
