@@ -7,7 +7,7 @@ import torch
 
 from kernels.philox import normal
 from models.run import energy_gradient, run
-from models.samplers import OptionError, SampleOptions, compile_sample
+from models.samplers import OptionError, SampleOptions, UnsupportedError, compile_refine, compile_sample
 from models.samplers.langevin import from_epsilon, from_independent, langevin_step
 
 from .cards import energy_card
@@ -119,3 +119,79 @@ def test_without_a_bound_a_huge_step_is_taken_as_it_is():
     networks = {"energy_gradient": lambda **inputs: energy_gradient(Quadratic(), ("sample",), **inputs)}
     state = run(program, energy_card(), networks, seed=5, count=2, dtype=torch.float32).state
     assert torch.allclose(state, -1e25 * start(2).float(), rtol=1e-5)
+
+
+def steps_of(options: SampleOptions) -> list[float]:
+    return [-line.updates[0].rule.gradient for line in compile_sample(energy_card(), options).lines]
+
+
+def test_step_sizes_go_down_geometrically_to_the_last():
+    """final_step_size gives a schedule with one ratio between neighbours, from step_size to it."""
+    found = steps_of(SampleOptions(steps=5, step_size=0.8, parameters=(("final_step_size", (0.05,)),)))
+    assert found == pytest.approx([0.8, 0.4, 0.2, 0.1, 0.05])
+
+
+def test_every_step_can_have_its_own_size_and_temperature():
+    """A chain with listed step sizes and temperatures is the product of its steps (temperature 0: x (1 - s))."""
+    parameters = (("step_sizes", (0.1, 0.5, 0.25)), ("temperatures", (0.0, 0.0, 0.0)))
+    program = compile_sample(energy_card(), SampleOptions(steps=3, parameters=parameters))
+    networks = {"energy_gradient": lambda **inputs: energy_gradient(Quadratic(), ("sample",), **inputs)}
+    state = run(program, energy_card(), networks, seed=5, count=3, dtype=torch.float64).state
+    assert torch.allclose(state, start(3) * 0.9 * 0.5 * 0.75, rtol=1e-9)
+
+
+def test_a_caller_may_set_the_clip_and_the_box():
+    """max_displacement, low and high of the request hold in place of the model's."""
+    parameters = (("max_displacement", (0.25,)), ("temperatures", (0.0,)))
+    clipped = compile_sample(energy_card(), SampleOptions(steps=1, step_size=0.5, parameters=parameters))
+    assert clipped.lines[0].updates[0].rule.max_displacement == 0.25
+    boxed = compile_sample(energy_card(), SampleOptions(steps=2, parameters=(("high", (0.5,)), ("low", (-0.5,)))))
+    networks = {"energy_gradient": lambda **inputs: energy_gradient(Quadratic(), ("sample",), **inputs)}
+    assert float(run(boxed, energy_card(), networks, seed=1, count=4).state.abs().max()) <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("parameters", "field"),
+    [
+        ({"step_sizes": (0.1, 0.2)}, "step_sizes"),
+        ({"step_sizes": (0.1, -0.2, 0.1)}, "step_sizes"),
+        ({"step_sizes": (0.1, 0.2, 0.1), "final_step_size": (0.1,)}, "step_sizes"),
+        ({"final_step_size": (0.0,)}, "final_step_size"),
+        ({"temperatures": (1.0,)}, "temperatures"),
+        ({"temperatures": (1.0, -1.0, 1.0)}, "temperatures"),
+        ({"low": (2.0,), "high": (1.0,)}, "low"),
+        ({"max_displacement": (0.0,)}, "max_displacement"),
+        ({"metropolis": (0.5,)}, "metropolis"),
+        ({"metropolis": ()}, "metropolis"),
+        ({"high": (float("nan"),)}, "high"),
+    ],
+)
+def test_bad_chain_options_name_themselves(parameters, field):
+    """A wrong option of the chain is refused by its name."""
+    with pytest.raises(OptionError) as caught:
+        compile_sample(energy_card(), SampleOptions(steps=3, parameters=tuple(sorted(parameters.items()))))
+    assert caught.value.field == field
+
+
+def test_an_option_that_no_sampler_has_is_refused():
+    """Unknown names are errors and not ignored."""
+    with pytest.raises(UnsupportedError, match="colour"):
+        compile_sample(energy_card(), SampleOptions(parameters=(("colour", (1.0,)),)))
+
+
+def test_a_refinement_scores_before_and_after():
+    """Refine starts from the image, and the two scores are the energies of what went in and what came out."""
+    card = energy_card()
+    program = compile_refine(card, SampleOptions(steps=4, step_size=0.1, temperature=0.0))
+    module = Quadratic()
+    networks = {
+        "energy": lambda **inputs: (module(**inputs),),
+        "energy_gradient": lambda **inputs: energy_gradient(module, ("sample",), **inputs),
+    }
+    images = start(3)
+    result = run(program, card, networks, seed=0, count=3, images=images, dtype=torch.float64)
+    assert torch.allclose(result.state, images * 0.9**4)
+    assert torch.allclose(result.scores[0], module(images, None))
+    assert torch.allclose(result.scores[1], module(result.state, None))
+    assert program.gradient_passes == 4
+    assert program.nfe == 6
