@@ -12,6 +12,8 @@ from ..bundle import ModelCard, ScaleSpec
 from ..program import Program
 from .ancestral import compile_ancestral
 from .ensemble import compile_custom, compile_ddim, compile_iddim, compile_radical
+from .gdim import OPTIONS as GDIM_OPTIONS
+from .gdim import compile_gdim, score_gdim
 from .langevin import OPTIONS as LANGEVIN_OPTIONS
 from .langevin import compile_langevin
 from .options import OptionError, SampleOptions, UnsupportedError
@@ -38,20 +40,41 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """A method: its compiler, and the options that it takes besides `sampler`, `steps` and `temperature`."""
+    """A method: its compiler, and the options that it takes besides `sampler`, `steps` and `temperature`.
+
+    shown: the settings that `python -m models quality` measures; one that says nothing of steps at each number of
+    steps that the model was trained for.
+    """
 
     compile: Callable[[ModelCard, SampleOptions], Program]
     options: frozenset[str]
+    shown: tuple[SampleOptions, ...] = (SampleOptions(),)
 
 
 _COMMON = frozenset({"sampler", "steps", "temperature"})
 
 SAMPLERS: dict[str, Sampler] = {
-    "ddim": Sampler(compile_ddim, frozenset({"spacing", "eta", "guidance"})),
-    "iddim": Sampler(compile_iddim, frozenset({"spacing", "eta", "guidance", "m", "form"})),
-    "radical": Sampler(compile_radical, frozenset({"spacing", "eta", "guidance"})),
-    "custom": Sampler(compile_custom, frozenset({"spacing", "guidance", "weights"})),
-    "ancestral": Sampler(compile_ancestral, frozenset({"eta", "guidance"})),
+    "ddim": Sampler(
+        compile_ddim,
+        frozenset({"spacing", "eta", "guidance"}),
+        shown=(
+            *(SampleOptions(steps=steps) for steps in (4, 8, 10, 20)),
+            *(SampleOptions(steps=10, guidance=w) for w in (0.0, 0.5, 1.0, 2.0, 4.0)),
+        ),
+    ),
+    "iddim": Sampler(
+        compile_iddim,
+        frozenset({"spacing", "eta", "guidance", "m", "form"}),
+        shown=tuple(SampleOptions(steps=steps, m=(m,)) for steps, m in ((4, 1.0), (8, 0.8), (10, 0.5), (20, 0.15))),
+    ),
+    "radical": Sampler(
+        compile_radical,
+        frozenset({"spacing", "eta", "guidance"}),
+        shown=(SampleOptions(steps=4), SampleOptions(steps=8)),
+    ),
+    "custom": Sampler(compile_custom, frozenset({"spacing", "guidance", "weights"}), shown=()),
+    "ancestral": Sampler(compile_ancestral, frozenset({"eta", "guidance"}), shown=(SampleOptions(steps=20),)),
+    "gdim": Sampler(compile_gdim, GDIM_OPTIONS),
     "vdrme": Sampler(compile_vdrme, frozenset()),
     "langevin": Sampler(compile_langevin, frozenset({"step_size"}) | LANGEVIN_OPTIONS),
 }
@@ -63,6 +86,7 @@ REFINERS: dict[str, Sampler] = {
 
 SCORERS: dict[str, Callable[[ModelCard, ScaleSpec], Program]] = {
     "noised": score_noised,
+    "gdim": score_gdim,
 }
 """By a scale's `method`: programs whose energy is the mean of their scoring lines."""
 
