@@ -66,6 +66,7 @@ class Recipe:
     batch: int = 64
     denoising_steps: int = 400
     denoising_rate: float = 5e-4
+    posterior_rate: float = 5e-3
     energy_warmup: int = 150
     iterations: int = 1250
     energy_rate: float = 4e-4
@@ -224,8 +225,14 @@ class Trainer:
         kept = [module.style for module in self.generator.modules() if isinstance(module, AdaptiveGroupNorm)]
         for module in kept:
             module.requires_grad_(False)
-        learned = [parameter for parameter in self.generator.parameters() if parameter.requires_grad]
-        optimiser = torch.optim.AdamW(learned, recipe.denoising_rate, weight_decay=1e-4)
+        posterior = list(self.generator.posterior.parameters())
+        learned = [
+            parameter
+            for name, parameter in self.generator.named_parameters()
+            if parameter.requires_grad and not name.startswith("posterior.")
+        ]
+        groups = [{"params": learned}, {"params": posterior, "lr": recipe.posterior_rate}]
+        optimiser = torch.optim.AdamW(groups, recipe.denoising_rate, weight_decay=1e-4)
         rate = torch.optim.lr_scheduler.LambdaLR(
             optimiser, lambda step: ddpm.learning_rate_factor(step, recipe.denoising_steps)
         )
@@ -236,11 +243,10 @@ class Trainer:
             abar = self.steps.abar_t[batch.step].float()
             # v = (sqrt(abar) x_t - p)/sqrt(1 - abar), so that this is the squared error of v
             loss = ((unclipped - batch.clean).square().mean(dim=(1, 2, 3)) / (1.0 - abar)).mean()
-            posterior = self.generator.posterior(batch.state, self.steps.time[batch.step])
-            loss = loss + functional.cross_entropy(posterior, batch.label)
+            logits = self.generator.posterior(batch.state, self.steps.time[batch.step])
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(self.generator.parameters(), 1.0)
+            (loss + functional.cross_entropy(logits, batch.label)).backward()
+            nn.utils.clip_grad_norm_(learned, 1.0)
             optimiser.step()
             rate.step()
             self.average.update_parameters(self.generator)
