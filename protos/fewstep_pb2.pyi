@@ -266,6 +266,22 @@ class ScoreResponse(_message.Message):
     gradient_passes: int
     def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., scores: _Optional[_Iterable[_Union[ScaleScores, _Mapping]]] = ..., false_alarm_rate: _Optional[float] = ..., seed: _Optional[int] = ..., nfe: _Optional[int] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., gradient_passes: _Optional[int] = ...) -> None: ...
 
+class RequestError(_message.Message):
+    __slots__ = ("code", "message")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    code: int
+    message: str
+    def __init__(self, code: _Optional[int] = ..., message: _Optional[str] = ...) -> None: ...
+
+class ScoreEvent(_message.Message):
+    __slots__ = ("result", "error")
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    result: ScoreResponse
+    error: RequestError
+    def __init__(self, result: _Optional[_Union[ScoreResponse, _Mapping]] = ..., error: _Optional[_Union[RequestError, _Mapping]] = ...) -> None: ...
+
 class ListModelsRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

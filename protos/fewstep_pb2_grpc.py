@@ -248,6 +248,11 @@ class ScorerStub(object):
                 request_serializer=protos_dot_fewstep__pb2.ScoreRequest.SerializeToString,
                 response_deserializer=protos_dot_fewstep__pb2.ScoreResponse.FromString,
                 _registered_method=True)
+        self.ScoreStream = channel.stream_stream(
+                '/fewstep.v1.Scorer/ScoreStream',
+                request_serializer=protos_dot_fewstep__pb2.ScoreRequest.SerializeToString,
+                response_deserializer=protos_dot_fewstep__pb2.ScoreEvent.FromString,
+                _registered_method=True)
 
 
 class ScorerServicer(object):
@@ -260,6 +265,14 @@ class ScorerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ScoreStream(self, request_iterator, context):
+        """For bulk: answers come in the order of the requests, several of which are worked on at a time.
+        A request that fails is answered with its error, and the stream goes on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ScorerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -267,6 +280,11 @@ def add_ScorerServicer_to_server(servicer, server):
                     servicer.Score,
                     request_deserializer=protos_dot_fewstep__pb2.ScoreRequest.FromString,
                     response_serializer=protos_dot_fewstep__pb2.ScoreResponse.SerializeToString,
+            ),
+            'ScoreStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.ScoreStream,
+                    request_deserializer=protos_dot_fewstep__pb2.ScoreRequest.FromString,
+                    response_serializer=protos_dot_fewstep__pb2.ScoreEvent.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -297,6 +315,33 @@ class Scorer(object):
             '/fewstep.v1.Scorer/Score',
             protos_dot_fewstep__pb2.ScoreRequest.SerializeToString,
             protos_dot_fewstep__pb2.ScoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ScoreStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/fewstep.v1.Scorer/ScoreStream',
+            protos_dot_fewstep__pb2.ScoreRequest.SerializeToString,
+            protos_dot_fewstep__pb2.ScoreEvent.FromString,
             options,
             channel_credentials,
             insecure,

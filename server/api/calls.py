@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 Context = Any  # grpc.aio.ServicerContext is generic in the stubs and adds nothing here
 
 MAX_PENDING_PREVIEWS = 64
+MAX_STREAM_REQUESTS = 32  # of one stream of requests at a time
 # Clients take 8 KiB of trailers by default. The text travels percent-encoded (up to 3 bytes a byte) and in the details.
 MAX_MESSAGE_BYTES = 1000
 

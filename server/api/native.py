@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from functools import partial
 from time import perf_counter
 
 import msgspec
@@ -14,13 +15,13 @@ from protos import fewstep_pb2 as pb
 
 from .. import __version__
 from ..config import Config
-from ..errors import InvalidArgument
+from ..errors import STATUS, InvalidArgument, ServerError
 from ..loop.engine import Engine
 from ..loop.runner import row_bytes
 from ..observability.metrics import Metrics
 from ..repository import Model, Repository
 from ..types import Job, Row
-from .calls import Context, PendingJob
+from .calls import MAX_STREAM_REQUESTS, Context, PendingJob, answer, in_order, message_of
 from .validate import (
     check_false_alarm_rate,
     check_labels,
@@ -199,6 +200,21 @@ class Scorer(Service):
         model = self.repository.find(request.model, request.version)
         images = decode_images(request.images, model.card.image, self.config.limits.max_rows_per_request)
         return await self.score(model, images, request, deadline_of(context))
+
+    async def ScoreStream(
+        self, requests: AsyncIterator[pb.ScoreRequest], context: Context
+    ) -> AsyncGenerator[pb.ScoreEvent, None]:
+        handler = partial(self._stream_answer, context=context)
+        async with aclosing(in_order(requests, handler, MAX_STREAM_REQUESTS)) as events:
+            async for event in events:
+                yield event
+
+    async def _stream_answer(self, request: pb.ScoreRequest, *, context: Context) -> pb.ScoreEvent:
+        response = await answer("Score", partial(self.Score, context=context), request, self.metrics)
+        if isinstance(response, ServerError):
+            code = STATUS[type(response)].value[0]
+            return pb.ScoreEvent(error=pb.RequestError(code=code, message=message_of(response)))
+        return pb.ScoreEvent(result=response)
 
     async def score(
         self, model: Model, images: Floats, request: pb.ScoreRequest, deadline: float | None

@@ -45,7 +45,7 @@ from ..loop.runner import row_bytes
 from ..observability.metrics import Metrics
 from ..repository import Repository
 from ..types import Row
-from .calls import Context, PendingJob, answer, in_order, message_of
+from .calls import MAX_STREAM_REQUESTS, Context, PendingJob, answer, in_order, message_of
 from .native import Scorer, Service, deadline_of
 from .oip_models import Face, faces_of, find_face
 from .oip_wire import (
@@ -70,7 +70,6 @@ from .wire import check_values
 
 PLATFORM = "fewstep"
 EXTENSIONS = ("model_configuration", "statistics", "schedule_policy", "parameters", "binary_tensor_data")
-MAX_STREAM_REQUESTS = 32  # of one stream at a time
 DEFAULT_LEVEL = MAX_PRIORITY + 1  # Triton's priority levels count down from 1; the middle one is fewstep's 0
 
 # Clients of a stream ask with it that the last response to a request be marked, which here every response is.

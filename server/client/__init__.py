@@ -13,7 +13,7 @@ engine, nor `models`. Pillow is imported only when PNG is asked for.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from os import PathLike
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
@@ -35,6 +35,7 @@ from .messages import (
     sample_request,
     scale_scores_of,
     score_request,
+    status_of,
     summary_of,
     timing_of,
 )
@@ -196,16 +197,41 @@ class FewstepClient:
             FewstepError: the server refused; names the field at fault.
         """
         request = score_request(model, images, scales, false_alarm_rate, seed, priority, version)
-        response = self._call(self._scorer.Score, request, timeout)
-        return Scores(
-            model=response.model,
-            version=response.version,
-            scales={entry.scale: scale_scores_of(entry) for entry in response.scores},
-            false_alarm_rate=response.false_alarm_rate,
-            seed=response.seed,
-            nfe=response.nfe,
-            timing=timing_of(response.timing),
-        )
+        return _scores(self._call(self._scorer.Score, request, timeout))
+
+    def score_stream(
+        self, model: str, batches: Iterable[NDArray[np.floating[Any]]], *, timeout: float | None = None, **options: Any
+    ) -> Iterator[Scores]:
+        """Score many images over one stream: batches go out while others are worked on, and answers come in order.
+
+        batches: each as the images of `score`. options: as in `score`. timeout: of the whole stream.
+
+        Raises:
+            ValueError: as `score`. FewstepError: a batch was refused, and with it the stream is left.
+        """
+        wrong: list[Exception] = []
+
+        def requests() -> Iterator[pb.ScoreRequest]:
+            try:
+                for images in batches:
+                    yield score_request(model, images, **options)
+            except Exception as error:  # gRPC's thread would keep it to itself
+                wrong.append(error)
+                raise
+
+        given = self.timeout if timeout is None else timeout
+        call = self._scorer.ScoreStream(requests(), timeout=given, metadata=self._metadata)
+        try:
+            for event in call:
+                if event.WhichOneof("event") == "error":
+                    raise FewstepError(status_of(event.error.code), event.error.message)
+                yield _scores(event.result)
+        except grpc.RpcError as error:
+            if wrong:
+                raise wrong[0] from None
+            raise failure(error) from error
+        finally:
+            call.cancel()  # has no effect on a call that has ended
 
     def models(self, *, timeout: float | None = None) -> tuple[ModelSummary, ...]:
         """The models that are loaded."""
@@ -317,3 +343,16 @@ class FewstepClient:
             message = f"the server sent {len(images.raw)} bytes of images of shape {list(images.shape)}"
             raise FewstepError(grpc.StatusCode.DATA_LOSS, message)
         return np.frombuffer(images.raw, dtype="<f4").reshape(images.shape).astype(np.float32)
+
+
+def _scores(response: pb.ScoreResponse) -> Scores:
+    return Scores(
+        model=response.model,
+        version=response.version,
+        scales={entry.scale: scale_scores_of(entry) for entry in response.scores},
+        false_alarm_rate=response.false_alarm_rate,
+        seed=response.seed,
+        nfe=response.nfe,
+        gradient_passes=response.gradient_passes,
+        timing=timing_of(response.timing),
+    )

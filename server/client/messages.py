@@ -190,6 +190,11 @@ def failure(error: grpc.RpcError) -> FewstepError:
     return FewstepError(error.code(), error.details() or "the server gave no reason", retry_after, request_id)
 
 
+def status_of(code: int) -> grpc.StatusCode:
+    """The gRPC status of a number; UNKNOWN where there is none."""
+    return next((status for status in grpc.StatusCode if status.value[0] == code), grpc.StatusCode.UNKNOWN)
+
+
 def _retry_after(status: bytes) -> float | None:
     try:
         for detail in status_pb2.Status.FromString(status).details:

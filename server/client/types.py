@@ -103,7 +103,10 @@ class ScaleScores:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """The answer to a score request: `scores["clean"].energy`, or `scores.default` for the first scale."""
+    """The answer to a score request: `scores["clean"].energy`, or `scores.default` for the first scale.
+
+    nfe: forward passes for each image over all scales, gradient passes beside it.
+    """
 
     model: str
     version: int
@@ -111,6 +114,7 @@ class Scores:
     false_alarm_rate: float
     seed: int
     nfe: int
+    gradient_passes: int
     timing: Timing
 
     def __getitem__(self, scale: str) -> ScaleScores:
