@@ -19,8 +19,10 @@ SEED = 8128
 """Keys the noise that brings the calibration images to the noisy scales."""
 
 
-def calibrate_checkpoint(directory: Path) -> ModelCard:
+def calibrate_checkpoint(directory: Path, images: np.ndarray | None = None) -> ModelCard:
     """Fill in the calibration energies of every scale of a checkpoint's energy, and write it back.
+
+    images: held-out data (n, *shape); by default the calibration split of the digits.
 
     An image is scored just as the server scores it, by the score program of the scale, so that its
     energy and those of later in-distribution images are exchangeable.
@@ -33,7 +35,7 @@ def calibrate_checkpoint(directory: Path) -> ModelCard:
     if card.energy is None:
         raise ValueError(f"{card.name} has no energy to calibrate")
     networks = networks_of(card, load_modules(directory, card.modules))
-    images = load_digits_split().calibration.images
+    images = load_digits_split().calibration.images if images is None else images
     scales = tuple(
         msgspec.structs.replace(scale, calibration=tuple(_energies(card, networks, scale, images).tolist()))
         for scale in card.energy.scales
