@@ -66,22 +66,22 @@ class Recipe:
     batch: int = 64
     denoising_steps: int = 400
     denoising_rate: float = 5e-4
-    posterior_rate: float = 5e-3
-    energy_warmup: int = 150
-    iterations: int = 1250
+    posterior_rate: float = 2e-3
+    energy_warmup: int = 100
+    iterations: int = 600
     energy_rate: float = 4e-4
-    generator_rate: float = 2.5e-5
+    generator_rate: float = 4e-5
     betas: tuple[float, float] = (0.5, 0.9)
     gradient_penalty: float = 0.05
     penalty_every: int = 4
     overshoot_penalty: float = 1.0
-    denoising_weight: float = 0.5
+    denoising_weight: float = 3.0
     label_dropout: float = 0.5
     energy_label_dropout: float = 0.3
-    ema_decay: float = 0.998
+    ema_decay: float = 0.995
     step_shares: tuple[float, ...] = (0.3, 0.3, 0.2, 0.2)
     population: int = 512
-    rollouts: int = 16
+    rollouts: int = 24
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Batch:
 
 @dataclass
 class Population:
-    """Chains in flight: the step that each waits for, its x_t and x_T, and its label, which may be the null label."""
+    """Chains in flight: the step that each waits for, its x_t and x_T, and its label."""
 
     step: Tensor
     state: Tensor
@@ -171,6 +171,7 @@ class Trainer:
         self.energy_average = moving_average(self.energy, recipe.ema_decay)
         self.energy_optimiser = torch.optim.Adam(self.energy.parameters(), recipe.energy_rate, recipe.betas)
         self.generator_optimiser = torch.optim.Adam(self.generator.parameters(), recipe.generator_rate, recipe.betas)
+        self.posterior_optimiser = torch.optim.Adam(self.generator.posterior.parameters(), recipe.posterior_rate)
         self.population = self._new_population(recipe.population)
 
     def run(self, report: Report) -> Trained:
@@ -193,12 +194,13 @@ class Trainer:
         real = self._real(torch.randint(len(self.labels), (self.recipe.batch,), generator=self.random))
         members = torch.randperm(len(self.population.step), generator=self.random)[: self.recipe.rollouts]
         batch = self._with_members(real, members)
+        losses = {"posterior": self._update_posterior(real, members)}
         unclipped, clipped, batch.label = self._generate(batch, with_gradient=train_generator)
         fake = path(clipped, batch.start, self.target[batch.step], self.steps.abar_T)
         # Both sides are judged by their labels, given or drawn, and some rows of both without.
         hidden = torch.rand(real.label.shape, generator=self.random) < self.recipe.energy_label_dropout
         real.label, batch.label = (rows.label.masked_fill(hidden, NULL_LABEL) for rows in (real, batch))
-        losses = self._update_energy(iteration, real, batch, fake.detach())
+        losses |= self._update_energy(iteration, real, batch, fake.detach())
         if train_generator:
             self.energy.requires_grad_(False)
             known = self.recipe.batch - self.recipe.rollouts
@@ -225,14 +227,12 @@ class Trainer:
         kept = [module.style for module in self.generator.modules() if isinstance(module, AdaptiveGroupNorm)]
         for module in kept:
             module.requires_grad_(False)
-        posterior = list(self.generator.posterior.parameters())
         learned = [
             parameter
             for name, parameter in self.generator.named_parameters()
             if parameter.requires_grad and not name.startswith("posterior.")
         ]
-        groups = [{"params": learned}, {"params": posterior, "lr": recipe.posterior_rate}]
-        optimiser = torch.optim.AdamW(groups, recipe.denoising_rate, weight_decay=1e-4)
+        optimiser = torch.optim.AdamW(learned, recipe.denoising_rate, weight_decay=1e-4)
         rate = torch.optim.lr_scheduler.LambdaLR(
             optimiser, lambda step: ddpm.learning_rate_factor(step, recipe.denoising_steps)
         )
@@ -243,9 +243,9 @@ class Trainer:
             abar = self.steps.abar_t[batch.step].float()
             # v = (sqrt(abar) x_t - p)/sqrt(1 - abar), so that this is the squared error of v
             loss = ((unclipped - batch.clean).square().mean(dim=(1, 2, 3)) / (1.0 - abar)).mean()
-            logits = self.generator.posterior(batch.state, self.steps.time[batch.step])
+            self._update_posterior(batch)
             optimiser.zero_grad(set_to_none=True)
-            (loss + functional.cross_entropy(logits, batch.label)).backward()
+            loss.backward()
             nn.utils.clip_grad_norm_(learned, 1.0)
             optimiser.step()
             rate.step()
@@ -333,15 +333,30 @@ class Trainer:
             losses[f"margin{index}"] = float(margin.nan_to_num())
         return losses
 
+    def _update_posterior(self, data: Batch, members: Tensor | None = None) -> float:
+        """Cross entropy of q(label | x_t) on data, and on chains: there it learns what sampling without labels needs.
+
+        A chain's state says more of its label than data do, and blurred in another way.
+        """
+        people = self.population
+        chains = torch.zeros(0, dtype=torch.int64) if members is None else members
+        logits = self.generator.posterior(
+            torch.cat([data.state, people.state[chains]]),
+            self.steps.time[torch.cat([data.step, people.step[chains]])],
+        )
+        loss = functional.cross_entropy(logits, torch.cat([data.label, people.label[chains]]))
+        self.posterior_optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self.posterior_optimiser.step()
+        return float(loss.detach())
+
     def _denoising(self, data: Batch, clean: Tensor, known: int) -> Tensor:
-        """Squared error of the first `known` clean predictions, times abar: it binds the low noise scales only."""
-        error = (clean - data.clean).square().mean(dim=(1, 2, 3))
-        return (self.steps.abar_t[data.step].float() * error)[:known].mean()
+        """Squared error of the first `known` clean predictions; the energy alone lets go of labels and of variety."""
+        return (clean - data.clean)[:known].square().mean()
 
     def _new_population(self, size: int) -> Population:
         start = torch.randn(size, *self.images.shape[1:], generator=self.random)
         label = self.labels[torch.randint(len(self.labels), (size,), generator=self.random)]
-        label = drop_labels(label, self.recipe.label_dropout, self.random)
         return Population(torch.zeros(size, dtype=torch.int64), start.clone(), start, label)
 
     def _advance(self, members: Tensor, clean: Tensor) -> None:
