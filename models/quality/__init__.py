@@ -1,0 +1,1 @@
+"""`python -m models quality`: what every model of the zoo is worth, sampled and scored by the offline loop."""
