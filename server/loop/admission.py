@@ -48,6 +48,11 @@ class Admission:
         """Rows of one model that wait."""
         return self._waiting_of.get(model, 0)
 
+    def wait_seconds(self, job: Job, ahead: float, free: int) -> float:
+        """Predicted seconds until a job has slots for all its rows; ahead: part of its model's queue before it."""
+        missing = ahead * self.waiting_of(job.model) + len(job.rows) - free
+        return self.drain.seconds(missing) if missing > 0 else 0.0
+
     def check(self, job: Job, now: float, predicted_seconds: float) -> None:
         """Refuse a job that cannot be taken.
 

@@ -7,14 +7,11 @@ Which queue? The one whose (model, kind) has had the least device time; one that
 the level of the others. So sampling, Langevin dynamics and scoring, and the models, share the
 device by time, and a lone request never stands behind another model's backlog.
 
-Which rows? Those due first. A row is due `PATIENCE_SECONDS` after it joined its queue, or, where
-that is earlier, when its job must start to meet its deadline; priority moves the first of the two.
-So rows without deadlines take turns, and a row that arrives while a batch runs comes before the
-rows of that batch. Nothing starves: rows are due at the latest a bounded time after they joined,
-and at the earliest `URGENCY_SECONDS` before; who joins later than that cannot overtake.
+Which rows? Those due first (see `due`): so rows take turns, those in a hurry come first, and nothing starves.
 
 A job whose deadline cannot be met is refused at admission where that can be predicted, and else
-leaves before the first step that would be taken in vain.
+leaves before the first step that would be taken in vain. Under overload no kind of request crowds out another: all are
+refused in the same proportion (see `crowd`).
 
 Not thread-safe: the engine calls it under its lock.
 """
@@ -24,75 +21,20 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from math import ceil
-from typing import NamedTuple
 
 from sortedcontainers import SortedList
 
 from ..config import Limits
-from ..errors import DeadlineExceeded, ModelGone, ServerError
+from ..errors import DeadlineExceeded, ModelGone, Overloaded, ServerError
 from ..types import Batch, Job, ModelKey, Row
 from .admission import Admission
-from .cost import StepCost
+from .due import due
+from .load import Counters, ModelLoad
+from .prediction import Lines, Prediction
+from .shares import Share, Shares
+from .slots import Slots
 
 Group = tuple[ModelKey, str, str]
-
-PATIENCE_SECONDS = 1.0
-"""How long after joining its queue a row without a deadline is due."""
-
-PRIORITY_SECONDS = 0.1
-"""How much earlier one level of priority makes a row due."""
-
-URGENCY_SECONDS = 5.0
-"""The most by which priority and deadline together may make a row due before it joined its queue."""
-
-STALE_SECONDS = 5.0
-"""After this long, and twice the step itself, without a batch of a network, its cost refuses nobody any more.
-
-Else one slow spell, e.g. while a model is loaded, could refuse every request with a deadline for good: no batch would
-run that could show that the spell is over.
-"""
-
-
-@dataclass(slots=True)
-class _Model:
-    """Scheduling state of one model: free slots, and the jobs that have rows without one."""
-
-    free: list[int]
-    capacity: int
-    bytes_in_flight: int = 0
-    # (due, order, job), the next one first.
-    waiting: SortedList[tuple[float, int, Job]] = field(default_factory=SortedList)
-
-    @property
-    def in_flight(self) -> int:
-        return self.capacity - len(self.free)
-
-
-class ModelLoad(NamedTuple):
-    """Rows of one model that hold a slot, its slots, and rows that wait for one; measured costs by network.
-
-    A cost is (fixed, per_row) in seconds of a step, (0, 0) before any was measured.
-    """
-
-    in_flight: int
-    capacity: int
-    waiting: int
-    costs: dict[str, tuple[float, float]]
-
-
-@dataclass(slots=True)
-class Counters:
-    """Totals since start, for metrics and status."""
-
-    jobs: int = 0
-    batches: int = 0
-    batch_rows: int = 0
-    rows_left: dict[str, int] = field(default_factory=dict)
-
-    def left(self, reason: str, rows: int) -> None:
-        self.rows_left[reason] = self.rows_left.get(reason, 0) + rows
 
 
 class Batcher:
@@ -101,22 +43,23 @@ class Batcher:
     def __init__(self, limits: Limits, clock: Callable[[], float]) -> None:
         self._limits = limits
         self._clock = clock
-        self._models: dict[ModelKey, _Model] = {}
+        self._models: dict[ModelKey, Slots] = {}
         self._ready: dict[Group, list[tuple[float, int, Row]]] = {}
-        self._device_seconds: dict[tuple[ModelKey, str], float] = {}
-        self._costs: dict[tuple[ModelKey, str], StepCost] = {}
+        self._shares = Shares()
+        self._returning: tuple[Group, int] | None = None  # the batch that runs: its rows that have steps left
         self._closed: set[ModelKey] = set()
         self._jobs: set[Job] = set()
         self._deadlines: SortedList[tuple[float, int, Job]] = SortedList()
         self._order = 0
         self.admission = Admission(limits)
+        self.prediction = Prediction(limits, clock)
         self.counters = Counters()
 
     # -- models and jobs ---------------------------------------------------------------------
 
     def add_model(self, key: ModelKey, capacity: int) -> None:
         """Make a model known, with as many slots as its state pools hold."""
-        self._models[key] = _Model(free=list(range(capacity - 1, -1, -1)), capacity=capacity)
+        self._models[key] = Slots(capacity, self._limits.state_bytes)
 
     def close_model(self, key: ModelKey) -> None:
         """Refuse new jobs of a model from now on; those that it has go on."""
@@ -131,24 +74,28 @@ class Batcher:
         del self._models[key]
         self._closed.discard(key)
         self._ready = {group: queue for group, queue in self._ready.items() if group[0] != key}
-        self._costs = {network: cost for network, cost in self._costs.items() if network[0] != key}
-        self._device_seconds = {share: spent for share, spent in self._device_seconds.items() if share[0] != key}
+        self.prediction.forget(key)
+        self._shares.forget(key)
 
     def submit(self, job: Job) -> None:
-        """Admit a job, or raise what `Admission.check` raises; a refused job leaves no trace."""
+        """Admit a job, or raise what `Admission.check` and `Crowd.check` raise; a refused job leaves no rows behind."""
         model = self._models.get(job.model)
         if model is None or job.model in self._closed:
             raise ModelGone(f"model {job.model.name} version {job.model.version} is not loaded any more")
         now = self._clock()
+        lines = Counter((line.network, line.kind) for line in job.rows[0].program.lines)
+        shares = self._busy_shares() | {(job.model, kind) for _, kind in lines}
         width = min(model.capacity, model.in_flight + len(job.rows)) * job.rows[0].network_rows
-        run = self._run_seconds(job, width)
+        run = len(shares) * self.prediction.run_seconds(job.model, lines, width)
         if job.deadline is not None:
             job.latest_start = job.deadline - run
         job.order = self._next_order()
-        job.entry = entry = (self._due(job, now), job.order, job)
-        ahead = model.waiting.bisect_left(entry)
-        self.admission.check(job, now, self._wait_seconds(model, job, ahead) + run)
+        job.entry = entry = (due(job, now), job.order, job)
+        ahead = model.waiting.bisect_left(entry) / max(1, len(model.waiting))
+        wait = self.admission.wait_seconds(job, ahead, model.free)
+        self._check(model, job, now, wait + run, lines, len({share[0] for share in shares}))
         self.admission.enter(job)
+        model.crowd.enter(job)
         job.remaining = len(job.rows)
         self._jobs.add(job)
         self.counters.jobs += 1
@@ -157,6 +104,30 @@ class Batcher:
             self._deadlines.add((job.deadline, job.order, job))
         # Now, not at the next schedule: a row that arrives while a batch runs comes before the rows of that batch.
         self._fill_slots(model)
+
+    def _check(self, model: Slots, job: Job, now: float, seconds: float, lines: Lines, sharing: int) -> None:
+        """Refuse a job that would be late after `seconds`, or is to leave room for others.
+
+        sharing: models among which the device is shared. It is for the others' sake only while the next batch is full
+        anyway, so that refusing costs no throughput. Who is refused counts only where a full batch would have left it
+        room: else it would be refused by any busy device, however little the others leave to do.
+        """
+        row = job.rows[0]
+        group = (job.model, row.current.network, row.current.kind)
+        full = min(self.prediction.batch_rows(group[:2]), model.capacity * row.network_rows)
+        room = 0.0
+        if job.deadline is not None:
+            room = self.prediction.room(job, lines, full, (job.deadline - now) / sharing)
+        try:
+            self.admission.check(job, now, seconds)
+            if self._next_rows(group) * row.network_rows >= full:
+                model.crowd.check(job, now, self.admission.drain)
+        except (DeadlineExceeded, Overloaded):
+            if room > 0:
+                model.crowd.note(now, room, refused=True)
+            raise
+        if room > 0:
+            model.crowd.note(now, room, refused=False)
 
     def end(self, job: Job, error: ServerError, reason: str) -> bool:
         """End a job from outside: its caller is gone, or a stop will not wait for it.
@@ -196,12 +167,12 @@ class Batcher:
     def load_of(self, key: ModelKey) -> ModelLoad:
         """What a model has in work, and what its steps cost."""
         model = self._models[key]
-        costs = {network: cost.fit for (other, network), cost in self._costs.items() if other == key}
-        return ModelLoad(model.in_flight, model.capacity, self.admission.waiting_of(key), costs)
+        waiting = self.admission.waiting_of(key)
+        return ModelLoad(model.in_flight, model.capacity, waiting, self.prediction.costs_of(key))
 
     def batch_limit(self, model: ModelKey, network: str) -> int:
         """The most network rows that a batch of a network may have now."""
-        return self._batch_limit((model, network))
+        return self.prediction.batch_rows((model, network))
 
     # -- schedule -----------------------------------------------------------------------------
 
@@ -220,26 +191,15 @@ class Batcher:
             if rows:
                 break
         batch = Batch.of(*group, rows)
+        self._returning = (group, sum([not row.last for row in rows]))
         for job in {row.job for row in rows}:
             if job.started is None:
                 job.started = now
         return batch, ended
 
-    def _fill_slots(self, model: _Model) -> None:
-        """Give free slots to the rows that wait, by priority and then by arrival."""
-        while model.waiting and model.free:
-            job = model.waiting[0][2]
-            if not job.waiting:
-                model.waiting.pop(0)
-                continue
-            # The pools are bounded by their slots; what a row holds beyond them, e.g. predictions, counts here.
-            if model.bytes_in_flight and model.bytes_in_flight + job.row_bytes > self._limits.state_bytes:
-                return
-            row = job.rows[job.admitted]
-            row.slot = model.free.pop()
-            model.bytes_in_flight += job.row_bytes
-            job.admitted += 1
-            self.admission.leave(job, 1)
+    def _fill_slots(self, model: Slots) -> None:
+        while (row := model.give()) is not None:
+            self.admission.leave(row.job, 1)
             self._enqueue(row)
 
     def _end_late(self, now: float, ended: list[tuple[Job, ServerError]]) -> None:
@@ -251,35 +211,26 @@ class Batcher:
     def _next_group(self) -> Group | None:
         """The queue whose model and kind have had the least device time; of equals, the one due first."""
         candidates = (
-            (self._device_seconds[group[0], group[2]], queue[0][:2], group)
-            for group, queue in self._ready.items()
-            if queue
+            (self._shares[group[0], group[2]], queue[0][:2], group) for group, queue in self._ready.items() if queue
         )
         return min(candidates, default=(0.0, (0.0, 0), None), key=lambda candidate: candidate[:2])[2]
 
     def _take(self, group: Group, now: float, ended: list[tuple[Job, ServerError]]) -> list[Row]:
         queue = self._ready[group]
-        limit = self._batch_limit(group[:2])
+        limit = self.prediction.batch_rows(group[:2])
         rows: list[Row] = []
         taken = 0
         while queue:
             row = queue[0][2]
             if self._ends_early(row, now, ended):
                 heapq.heappop(queue)
-                self._free(row)
+                self._models[row.job.model].take_back(row)
                 continue
             taken += row.network_rows
             if rows and taken > limit:
                 break
             rows.append(heapq.heappop(queue)[2])
         return rows
-
-    def _batch_limit(self, network: tuple[ModelKey, str]) -> int:
-        """Network rows that are predicted to fit in the step budget, at least one."""
-        cost = self._costs.get(network)
-        if cost is None:
-            return self._limits.max_batch_rows
-        return max(1, min(self._limits.max_batch_rows, cost.rows_within(self._limits.step_seconds)))
 
     def _ends_early(self, row: Row, now: float, ended: list[tuple[Job, ServerError]]) -> bool:
         """Whether a row is to leave before its next step; ends its job the first time.
@@ -293,9 +244,9 @@ class Batcher:
         if job.deadline is None:
             return False
         network = (job.model, row.current.network)
-        width = min(self._models[job.model].in_flight, self._batch_limit(network))
+        width = min(self._models[job.model].in_flight, self.prediction.batch_rows(network))
         left = len(row.program.lines) - row.line
-        if job.deadline >= now + left * self._round_seconds(network, width):
+        if job.deadline >= now + left * self.prediction.round_seconds(network, width):
             return False
         error = DeadlineExceeded(f"{left} steps are left, and the deadline comes before they can be taken")
         ended.append((job, self._end(job, error, "late")))
@@ -309,10 +260,9 @@ class Batcher:
         A row's `failure` ends its whole job, and nobody else's.
         """
         network_rows = batch.network_rows
-        cost = self._costs.setdefault((batch.model, batch.network), StepCost())
-        cost.record(network_rows, seconds)
-        cost.recorded_at = self._clock()
-        self._device_seconds[batch.model, batch.kind] += seconds
+        self._returning = None
+        self.prediction.record((batch.model, batch.network), network_rows, seconds)
+        self._shares.spend((batch.model, batch.kind), seconds)
         self.counters.batches += 1
         self.counters.batch_rows += network_rows
         for job in {row.job for row in batch.rows}:
@@ -324,13 +274,13 @@ class Batcher:
         for row in batch.rows:
             job = row.job
             if job.ended:
-                self._free(row)
+                self._models[row.job.model].take_back(row)
             elif row.failure is not None:
-                self._free(row)
+                self._models[row.job.model].take_back(row)
                 done.append((job, self._end(job, row.failure, "failed")))
             elif row.last:
                 finished += 1
-                self._free(row)
+                self._models[row.job.model].take_back(row)
                 job.remaining -= 1
                 if job.remaining == 0:
                     self._forget(job)
@@ -348,6 +298,7 @@ class Batcher:
         """Mark a job as ended; rows in flight are dropped where they surface next."""
         self.counters.left(reason, job.remaining)
         self.admission.leave(job, job.waiting)
+        self._models[job.model].crowd.leave(job, job.waiting)
         del job.rows[job.admitted :]
         self._forget(job)
         return error
@@ -366,49 +317,17 @@ class Batcher:
         group = (row.job.model, line.network, line.kind)
         queue = self._ready.setdefault(group, [])
         if not queue:
-            self._join((group[0], group[2]))
-        heapq.heappush(queue, (self._due(row.job, self._clock()), self._next_order(), row))
+            self._shares.join((group[0], group[2]), self._busy_shares())
+        heapq.heappush(queue, (due(row.job, self._clock()), self._next_order(), row))
 
-    def _join(self, share: tuple[ModelKey, str]) -> None:
-        """A queue that was empty joins at the level of those that were not: no credit for idle time."""
-        others = [self._device_seconds[g[0], g[2]] for g, queue in self._ready.items() if queue]
-        had = self._device_seconds.get(share, 0.0)
-        self._device_seconds[share] = max(had, min(others, default=had))
+    def _busy_shares(self) -> set[Share]:
+        """Whose rows are ready to run."""
+        return {(group[0], group[2]) for group, queue in self._ready.items() if queue}
 
-    @staticmethod
-    def _due(job: Job, now: float) -> float:
-        """When a row of the job is due that joins a queue now (see the module's text)."""
-        return max(
-            min(now + PATIENCE_SECONDS - job.priority * PRIORITY_SECONDS, job.latest_start), now - URGENCY_SECONDS
-        )
-
-    def _round_seconds(self, network: tuple[ModelKey, str], network_rows: int) -> float:
-        """Predicted time for all of `network_rows` to take one step of a network; 0 where none was measured lately."""
-        cost = self._costs.get(network)
-        if cost is None or not network_rows:
-            return 0.0
-        batches = ceil(network_rows / self._batch_limit(network))
-        seconds = batches * cost.seconds(network_rows / batches)
-        return seconds if self._clock() - cost.recorded_at <= STALE_SECONDS + 2.0 * seconds else 0.0
-
-    def _run_seconds(self, job: Job, network_rows: int) -> float:
-        """Predicted seconds of a job once its rows have slots: one round a line, beside the other kinds at work."""
-        lines = Counter((line.network, line.kind) for line in job.rows[0].program.lines)
-        seconds = sum(n * self._round_seconds((job.model, network), network_rows) for (network, _), n in lines.items())
-        shares = {(group[0], group[2]) for group, queue in self._ready.items() if queue}
-        return seconds * len(shares | {(job.model, kind) for _, kind in lines})
-
-    def _wait_seconds(self, model: _Model, job: Job, jobs_ahead: int) -> float:
-        """Predicted seconds until a job with so many jobs ahead of it has slots for all its rows."""
-        rows = jobs_ahead * self.admission.waiting_of(job.model) / max(1, len(model.waiting)) + len(job.rows)
-        missing = rows - len(model.free)
-        return self.admission.drain.seconds(missing) if missing > 0 else 0.0
-
-    def _free(self, row: Row) -> None:
-        model = self._models[row.job.model]
-        model.free.append(row.slot)
-        model.bytes_in_flight -= row.job.row_bytes
-        row.slot = -1
+    def _next_rows(self, group: Group) -> int:
+        """Rows that can be in the group's next batch if no request is taken until then."""
+        returning = self._returning[1] if self._returning is not None and self._returning[0] == group else 0
+        return len(self._ready.get(group, ())) + returning + self.admission.waiting_of(group[0])
 
     def _next_order(self) -> int:
         self._order += 1

@@ -10,7 +10,8 @@ from time import perf_counter
 from ..config import Limits
 from ..errors import Cancelled, Internal, ServerError, StepFailed, Unavailable
 from ..types import Batch, Job, ModelKey, Row, StepRecord
-from .batcher import Batcher, ModelLoad
+from .batcher import Batcher
+from .load import ModelLoad
 from .runner import ModelRunner, NetworkError
 
 log = logging.getLogger(__name__)

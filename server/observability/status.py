@@ -12,8 +12,8 @@ import msgspec
 
 from .. import __version__
 from ..config import Config
-from ..loop.batcher import ModelLoad
 from ..loop.engine import Engine
+from ..loop.load import ModelLoad
 from ..repository import Model, Repository
 from ..types import ModelKey, Row
 from .recent import CALL_SECONDS, COLUMN_SECONDS, COLUMNS, STEPS_LEFT, Calls, Moments, Recent, steps_left_class

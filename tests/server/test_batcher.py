@@ -2,78 +2,17 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.program import LangevinUpdate, Line, Program, Update, assign
-from server.config import Limits
-from server.errors import DeadlineExceeded, Internal, InvalidArgument, NotFound, Overloaded, ServerError, Unavailable
+from server.errors import DeadlineExceeded, Internal, InvalidArgument, NotFound, Overloaded, Unavailable
 from server.loop.admission import DrainRate
-from server.loop.batcher import Batcher
 from server.loop.cost import StepCost
-from server.types import Batch, Job, ModelKey, Row
-
-MODEL, OTHER = ModelKey("a", 1), ModelKey("b", 1)
-ENSEMBLE = assign()
-LANGEVIN = Update(LangevinUpdate(*[0.0] * 7), output=1)
-
-
-def program(steps: int, *, network: str = "denoiser", guided: bool = False, kind: str = "ensemble") -> Program:
-    updates = {"ensemble": (ENSEMBLE,), "langevin": (LANGEVIN,), "score": ()}[kind]
-    return Program(0.0, 1.0, (Line(network, guided=guided, updates=updates),) * steps)
-
-
-class World:
-    """A batcher with a clock that the test moves, and everything that it was told."""
-
-    def __init__(self, capacity: int = 256, **limits) -> None:
-        self.now = 0.0
-        self.limits = Limits(**({"step_seconds": 1e9} | limits))
-        self.batcher = Batcher(self.limits, lambda: self.now)
-        self.capacity = capacity
-        for key in (MODEL, OTHER):
-            self.batcher.add_model(key, capacity)
-        self.ended: dict[Job, ServerError | None] = {}
-
-    def submit(
-        self, steps: int, rows: int = 1, *, model: ModelKey = MODEL, priority: int = 0, deadline=None, **kwargs
-    ) -> Job:
-        job = Job(model, lambda *_: None, priority=priority, deadline=deadline, row_bytes=8)
-        compiled = program(steps, **kwargs)
-        job.rows = [Row(job, 0, i, compiled) for i in range(rows)]
-        self.batcher.submit(job)
-        return job
-
-    def note(self, ended) -> None:
-        for job, error in ended:
-            assert job not in self.ended, "a job ended twice"
-            self.ended[job] = error
-
-    def step(self, seconds: float = 1.0, fail=lambda row: None, meanwhile=lambda: None) -> Batch | None:
-        """Schedule, run for `seconds` (with `meanwhile` happening), complete."""
-        batch, ended = self.batcher.schedule()
-        self.note(ended)
-        if batch is not None:
-            slots = [(row.job.model, row.slot) for row in batch.rows]
-            assert len(set(slots)) == len(slots), "a slot is used twice"
-            assert all(0 <= row.slot < self.capacity for row in batch.rows)
-            for row in batch.rows:
-                row.failure = fail(row)
-            meanwhile()
-            self.now += seconds
-            self.note(self.batcher.complete(batch, seconds))
-        return batch
-
-    def run(self, limit: int = 10_000) -> list[Batch]:
-        batches = []
-        while (batch := self.step()) is not None:
-            batches.append(batch)
-            assert len(batches) < limit
-        return batches
+from server.types import ModelKey
+from tests.server.world import MODEL, OTHER, World
 
 
 def test_rows_of_different_programs_share_a_forward():
@@ -501,86 +440,6 @@ def test_nothing_starves():
         # Only rows that arrive within 2 s (20 levels of 0.1 s) are due before it: 400 of them, 10 ms each.
         assert world.now - asked <= 2.0 + 4.0 + 0.1
     assert world.now - asked > 2.0
-
-
-class Simulation:
-    """A discrete-event simulation of the real batcher on a device that takes 2 ms + 0.5 ms a row.
-
-    Requests arrive by a Poisson process at `load` times what full batches can take, with a choice of
-    steps. patience: how many full batches long each allows to be waited for; by default three for each of its steps.
-    """
-
-    FULL = 0.002 + 0.0005 * 32
-
-    def __init__(
-        self, load: float, steps: tuple[int, ...], seed: int, seconds: float = 8.0, patience: int | None = None
-    ) -> None:
-        self.patience = patience
-        self.rng = random.Random(seed)
-        self.steps = steps
-        self.world = World(capacity=64, max_batch_rows=32, max_waiting_rows=512)
-        rate = load * 32 / self.FULL / (sum(steps) / len(steps))
-        self.arrivals: list[float] = []
-        now = 0.0
-        while (now := now + self.rng.expovariate(rate)) < seconds:
-            self.arrivals.append(now)
-        self.arrivals.reverse()
-        self.good = self.good_steps = self.ran = self.wasted = 0
-
-    def arrive(self, until: float) -> None:
-        while self.arrivals and self.arrivals[-1] <= until:
-            self.world.now = max(self.world.now, self.arrivals.pop())
-            steps = self.rng.choice(self.steps)
-            try:
-                self.world.submit(steps, deadline=self.world.now + self.FULL * (self.patience or 3 * steps))
-            except (DeadlineExceeded, Overloaded):
-                continue
-
-    def run(self) -> Simulation:
-        world = self.world
-        while self.arrivals or not world.batcher.idle:
-            batch, ended = world.batcher.schedule()
-            world.note(ended)
-            if batch is None:
-                if self.arrivals:
-                    self.arrive(self.arrivals[-1])
-                continue
-            seconds = 0.002 + 0.0005 * batch.network_rows
-            end = world.now + seconds
-            self.arrive(end)
-            world.now = end
-            self.ran += len(batch.rows)
-            for job, error in world.batcher.complete(batch, seconds):
-                world.note([(job, error)])
-                if error is None and world.now <= job.deadline:
-                    self.good += 1
-                    self.good_steps += len(job.rows[0].program.lines)
-        return self
-
-
-@pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize(
-    ("steps", "patience"),
-    [((4,), None), ((1, 2, 4, 5, 7, 8), 12), ((1, 2, 4, 5, 7, 8), 40), ((1, 8), 12), ((1, 8), 40)],
-)
-def test_goodput_holds_under_three_times_the_load(steps, patience, seed):
-    """Requests that meet their deadline, per second, at 3x overload: at least 0.9 of the most at any load.
-
-    For equal requests, and for 1 to 8 steps where all callers allow the same time. Where short requests allow less
-    than long ones, those are served that fit beside what was admitted before, and in number they are fewer.
-    """
-    loads = (0.8, 1.0, 1.5, 3.0)
-    good = {load: Simulation(load, steps, seed, 5.0, patience).run().good for load in loads}
-    assert good[3.0] >= 0.9 * max(good.values()), good
-
-
-@pytest.mark.parametrize("seed", [0, 1])
-def test_under_overload_no_step_is_taken_in_vain(seed):
-    """With 1 to 8 steps, at 3x overload, 98 % of the steps belong to requests that meet their deadline."""
-    simulation = Simulation(3.0, (1, 2, 4, 5, 7, 8), seed).run()
-    assert simulation.good_steps >= 0.98 * simulation.ran
-    at_one = Simulation(1.0, (1, 2, 4, 5, 7, 8), seed).run()
-    assert simulation.good_steps >= 0.95 * at_one.good_steps
 
 
 @pytest.mark.parametrize("behind", [10, 1_000, 100_000])

@@ -1,0 +1,31 @@
+"""What the loop has in work, and what it has done, for metrics and status."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class ModelLoad(NamedTuple):
+    """Rows of one model that hold a slot, its slots, and rows that wait for one; measured costs by network.
+
+    A cost is (fixed, per_row) in seconds of a step, (0, 0) before any was measured.
+    """
+
+    in_flight: int
+    capacity: int
+    waiting: int
+    costs: dict[str, tuple[float, float]]
+
+
+@dataclass(slots=True)
+class Counters:
+    """Totals since start."""
+
+    jobs: int = 0
+    batches: int = 0
+    batch_rows: int = 0
+    rows_left: dict[str, int] = field(default_factory=dict)
+
+    def left(self, reason: str, rows: int) -> None:
+        self.rows_left[reason] = self.rows_left.get(reason, 0) + rows

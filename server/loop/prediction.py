@@ -1,0 +1,81 @@
+"""Predicted times: what steps cost, learnt from the batches that ran, and what follows for batches and requests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import ceil
+
+from ..config import Limits
+from ..types import Job, ModelKey
+from .cost import StepCost
+
+Network = tuple[ModelKey, str]
+
+Lines = Mapping[tuple[str, str], int]
+"""How many lines of a program run each network with each kind of update."""
+
+STALE_SECONDS = 5.0
+"""After this long, and twice the step itself, without a batch of a network, its cost refuses nobody any more.
+
+Else one slow spell, e.g. while a model is loaded, could refuse every request with a deadline for good: no batch would
+run that could show that the spell is over.
+"""
+
+
+class Prediction:
+    """What the steps of each network of one device cost, on an injected clock. All times are in seconds.
+
+    Times are for a device that does nothing else; who shares it multiplies them by the number of those that do.
+    """
+
+    def __init__(self, limits: Limits, clock: Callable[[], float]) -> None:
+        self._limits = limits
+        self._clock = clock
+        self._costs: dict[Network, StepCost] = {}
+
+    def record(self, network: Network, network_rows: int, seconds: float) -> None:
+        """A batch of a network took `seconds`, and has just ended."""
+        cost = self._costs.setdefault(network, StepCost())
+        cost.record(network_rows, seconds)
+        cost.recorded_at = self._clock()
+
+    def forget(self, model: ModelKey) -> None:
+        """Drop what was learnt of a model."""
+        self._costs = {network: cost for network, cost in self._costs.items() if network[0] != model}
+
+    def costs_of(self, model: ModelKey) -> dict[str, tuple[float, float]]:
+        """(fixed, per_row) of a step, for each network of a model that has run."""
+        return {name: cost.fit for (key, name), cost in self._costs.items() if key == model}
+
+    def batch_rows(self, network: Network) -> int:
+        """The most network rows that a batch may have: those predicted to fit in the step budget, at least one."""
+        cost = self._costs.get(network)
+        if cost is None:
+            return self._limits.max_batch_rows
+        return max(1, min(self._limits.max_batch_rows, cost.rows_within(self._limits.step_seconds)))
+
+    def round_seconds(self, network: Network, network_rows: int) -> float:
+        """Time for all of `network_rows` to take one step of a network; 0 where none was measured lately."""
+        cost = self._costs.get(network)
+        if cost is None or not network_rows:
+            return 0.0
+        batches = ceil(network_rows / self.batch_rows(network))
+        seconds = batches * cost.seconds(network_rows / batches)
+        return seconds if self._clock() - cost.recorded_at <= STALE_SECONDS + 2.0 * seconds else 0.0
+
+    def run_seconds(self, model: ModelKey, lines: Lines, network_rows: int) -> float:
+        """Time for a program whose rows have slots: one round a line, of `network_rows` with its own among them."""
+        return sum(n * self.round_seconds((model, network), network_rows) for (network, _), n in lines.items())
+
+    def room(self, job: Job, lines: Lines, full: int, seconds: float) -> float:
+        """Network rows that may go round beside a job for it to be done in `seconds`; 0 or less where none may.
+
+        full: network rows of a full batch. The one that runs when the job arrives is waited for; from then on a line
+        takes as many full batches as there are to a round. Infinite where nothing is known.
+        """
+        run = self.run_seconds(job.model, lines, full)
+        if not run:
+            return float("inf")
+        row = job.rows[0]
+        waited = self.round_seconds((job.model, row.current.network), full)
+        return int((seconds - waited) / run) * full - len(job.rows) * row.network_rows
