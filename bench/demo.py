@@ -11,9 +11,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ from server.client import FewstepClient, SampleOptions, Scores
 
 from .environment import Environment, describe_environment
 from .percentiles import percentile
-from .quality import DIFFUSION, VDRME, Method, Quality, measure
+from .quality import DIFFUSION, VDRME, Method, Quality, measure, steps_option
 from .server_process import ServerFailed, ServerProcess
 
 if TYPE_CHECKING:
@@ -37,16 +38,29 @@ if TYPE_CHECKING:
 
     from .pictures import SampleRow, ScoredSet
 
-CHECKPOINTS = (Path("models/zoo/digits-ddpm"), Path("models/zoo/digits-vdrme"))
+CHECKPOINTS = tuple(
+    Path("models/zoo") / name for name in ("digits-ddpm", "digits-vdrme", "digits-gdim", "digits-hat", "digits-latent")
+)
 EXPORT_TIMEOUT = 600.0
 STEPS = (4, 8, 10, 20)
 BEST_M = {4: 1.0, 8: 0.8, 10: 0.5, 20: 0.15}
 """iDDIM's best ensemble weight on digits at each number of steps, by `python -m bench quality`."""
+OTHERS = (
+    Method("t-GDIM", "digits-gdim", {"sampler": "gdim", "m": 1.0}, (4,)),
+    Method("Hat, G(z) alone", "digits-hat", {"parameters": {"stage": 0}}),
+    Method("Hat, stage 1", "digits-hat", {"parameters": {"stage": 1}}),
+    Method("Hat, stage 2", "digits-hat", {"parameters": {"stage": 2}}),
+    Method("Gaussian prior", "digits-latent", {"parameters": {"langevin_steps": 0}}),
+    Method("EBM prior", "digits-latent", {"parameters": {"langevin_steps": 30}}),
+)
+"""What is shown of the other models, as far as they are there."""
 SAMPLES = 400
 """For each FD-digits: what two cores draw in half a minute. About as many as there are test images, whose figure is
 therefore a fair floor; `python -m bench quality` takes 2000, whose figures are lower (`models.metrics.frechet`)."""
 SHOWN = 16
 LATENCY_REQUESTS = 30
+LATENCY_SECONDS = 2.0
+"""After which no further request is sent, so that a chain of a hundred steps takes no minute."""
 SCORED_AT_ONCE = 200
 SEED = 7
 
@@ -62,7 +76,7 @@ class Line:
     model: str
     sampler: str
     m: float | None
-    steps: int
+    steps: int | None
     nfe: int
     latency_p50: float
     latency_p95: float
@@ -77,7 +91,7 @@ def methods_for(models: Sequence[str], vdrme_steps: Sequence[int]) -> list[Metho
         methods += [Method("iDDIM", DIFFUSION, {"sampler": "iddim", "m": BEST_M[s]}, (s,)) for s in STEPS]
     if VDRME in models:
         methods.append(Method("VDRME", VDRME, {"sampler": "vdrme"}, tuple(vdrme_steps)))
-    return methods
+    return [*methods, *(method for method in OTHERS if method.model in models)]
 
 
 def weight_of(method: Method) -> float | None:
@@ -111,15 +125,17 @@ def export(checkpoints: Sequence[Path], repository: Path) -> str:
     return done.stdout
 
 
-def latencies(client: FewstepClient, method: Method, steps: int) -> tuple[float, float]:
+def latencies(client: FewstepClient, method: Method, steps: int | None) -> tuple[float, float]:
     """p50 and p95 in seconds of requests for one sample, one after the other, after two that warm up."""
-    times = []
-    options: SampleOptions = {**method.options, "steps": steps, "seed": SEED}
+    times: list[float] = []
+    options: SampleOptions = {**method.options, **steps_option(steps), "seed": SEED}
     for index in range(LATENCY_REQUESTS + 2):
         started = time.perf_counter()
         client.sample(method.model, **options)
         if index >= 2:
             times.append(time.perf_counter() - started)
+        if sum(times) > LATENCY_SECONDS:
+            break
     return percentile(times, 50), percentile(times, 95)
 
 
@@ -142,7 +158,9 @@ class Demo:
         names = [model.name for model in models]
         vdrme_steps = client.describe(VDRME).accepted_steps if VDRME in names else ()
         self.methods = methods_for(names, vdrme_steps)
-        self.scorer = next((model.name for model in models if model.scores), None)
+        scorers = sorted((model.name for model in models if model.scores), key=lambda name: (name != VDRME, name))
+        self.scorer = scorers[0] if scorers else None
+        self.other_scorers = scorers[1:]
         if not self.methods:
             raise DemoError(f"the server has neither {DIFFUSION} nor {VDRME}; it has {', '.join(names) or 'no model'}")
 
@@ -154,7 +172,7 @@ class Demo:
         lines = []
         for method in self.methods:
             for steps in method.steps:
-                self._step(f"{method.name}, {steps} steps")
+                self._step(method.name if steps is None else f"{method.name}, {steps} steps")
                 p50, p95 = latencies(self._client, method, steps)
                 one = Method(method.name, method.model, method.options, (steps,))
                 quality: Quality = measure(self._client, metric, [one], SAMPLES, SEED)[0]
@@ -171,13 +189,30 @@ class Demo:
         groups: dict[str, list[SampleRow]] = {}
         methods = [(method, steps) for method in self.methods for steps in method.steps]
         for (method, steps), line in zip(methods, lines, strict=True):
-            options: SampleOptions = {**method.options, "steps": steps, "seed": SEED, "count": SHOWN}
+            options: SampleOptions = {**method.options, **steps_option(steps), "seed": SEED, "count": SHOWN}
             images = self._client.sample(method.model, **options).images
             label = f"{line.nfe} NFE" if line.m is None else f"{line.nfe} NFE\nm = {line.m:g}"
             groups.setdefault(f"{method.name}  ({method.model})", []).append(
                 SampleRow(label, f"FD {line.frechet:.1f}", images)
             )
         return groups
+
+    def other_scores(self) -> dict[str, list[DetectionResult]]:
+        """What the other models' energies make of one set of each category, with one seed."""
+        from models.data import load_digits_split
+        from models.metrics.ood import OOD_SETS, evaluate
+
+        test = load_digits_split().test.images
+        chosen = {entry.category: entry for entry in reversed(OOD_SETS)}
+        found = {}
+        for model in self.other_scorers:
+            self._step(f"scores of {model}")
+            energy = partial(self._energies, model)
+            found[model] = evaluate(energy, test, seeds=(SEED,), sets=list(chosen.values())[::-1])
+        return found
+
+    def _energies(self, model: str, images: NDArray[np.float32]) -> NDArray[np.float64]:
+        return score_all(self._client, model, images)[0]
 
     def scores(self) -> tuple[list[DetectionResult], list[ScoredSet], NDArray[np.float64], Scores] | None:
         """How well the energy tells the test digits from each out-of-distribution set; None without an energy."""
@@ -193,7 +228,7 @@ class Demo:
         self._step("scores of the test digits")
         inside, answer = score_all(self._client, model, test)
         self._step("scores of the out-of-distribution sets")
-        results = evaluate(lambda images: score_all(self._client, model, images)[0], test)
+        results = evaluate(partial(self._energies, model), test)
         sets = []
         for entry, result in zip(OOD_SETS, results, strict=True):
             energy, _ = score_all(self._client, model, entry.images(test, SEED))
@@ -239,10 +274,21 @@ def score_table(
     return table
 
 
+def other_scores_table(found: Mapping[str, Sequence[DetectionResult]]) -> Table:
+    """AUROC of each model on the sets that all were asked about."""
+    table = Table(title="AUROC of the other models' energies, one seed", title_justify="left")
+    table.add_column("model")
+    for result in next(iter(found.values())):
+        table.add_column(result.name, justify="right")
+    for model, results in found.items():
+        table.add_row(model, *(f"{result.metrics.auroc:.3f}" for result in results))
+    return table
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m bench demo`."""
     parser.add_argument(
-        "checkpoints", nargs="*", type=Path, default=list(CHECKPOINTS), help="default: the two shipped ones"
+        "checkpoints", nargs="*", type=Path, default=list(CHECKPOINTS), help="default: one of each method"
     )
     parser.add_argument("--output", type=Path, default=Path("out/demo"), help="folder, default %(default)s")
 
@@ -310,6 +356,7 @@ def _run(
         lines, floor = demo.samplers()
         groups = demo.pictures(lines)
         scored = demo.scores()
+        others = demo.other_scores()
         step("stop of the server")
         code = server.stop()
     if code != 0:
@@ -343,4 +390,7 @@ def _run(
             "false_alarms_on_test": None if threshold is None else float(np.mean(inside > threshold)),
             "sets": [asdict(result) for result in results],
         }
+    if others:
+        tables.append(other_scores_table(others))
+        document["other_scores"] = {model: [asdict(result) for result in found] for model, found in others.items()}
     return document, tables, written

@@ -40,12 +40,12 @@ OPEN_REQUESTS = 2
 
 @dataclass(frozen=True)
 class Method:
-    """A sampler with its options, at some numbers of steps."""
+    """A sampler with its options, at some numbers of steps; None: the model's own number."""
 
     name: str
     model: str
     options: SampleOptions = field(default_factory=SampleOptions)
-    steps: tuple[int, ...] = ()
+    steps: tuple[int | None, ...] = (None,)
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,21 @@ class Quality:
 
     method: str
     model: str
-    steps: int
+    steps: int | None
     nfe: int
     count: int
     frechet: float
     seconds: float
 
 
-def draw(client: FewstepClient, method: Method, steps: int, count: int, seed: int) -> tuple[NDArray[np.float32], int]:
+def steps_option(steps: int | None) -> SampleOptions:
+    """The option of a number of steps, left out where the model's own is meant."""
+    return {} if steps is None else {"steps": steps}
+
+
+def draw(
+    client: FewstepClient, method: Method, steps: int | None, count: int, seed: int
+) -> tuple[NDArray[np.float32], int]:
     """Draw samples in several requests, request i with seed `seed + i`.
 
     Returns: images `(count, channels, height, width)` float32, and the network evaluations spent on each.
@@ -72,7 +79,8 @@ def draw(client: FewstepClient, method: Method, steps: int, count: int, seed: in
     sizes = [min(REQUEST, count - start) for start in range(0, count, REQUEST)]
 
     def ask(index: int) -> tuple[NDArray[np.float32], int]:
-        options: SampleOptions = {**method.options, "count": sizes[index], "steps": steps, "seed": seed + index}
+        given: SampleOptions = {**method.options, **steps_option(steps)}
+        options: SampleOptions = {**given, "count": sizes[index], "seed": seed + index}
         samples = client.sample(method.model, **options)
         return samples.images, samples.nfe
 
@@ -192,7 +200,7 @@ def main(options: argparse.Namespace, console: Console) -> int:
     curves = {method.name: [(q.nfe, q.frechet) for q in found if q.method == method.name] for method in methods}
     title = f"FD-digits of {options.count} samples"
     draw_quality(options.output / "quality.png", curves, metric.floor, title, environment.line())
-    all_steps = sorted({quality.steps for quality in found})
+    all_steps = sorted({quality.steps for quality in found if quality.steps is not None})
     table = Table(title=f"{title} by network steps (397 test images: {metric.floor:.1f})", title_justify="left")
     table.add_column("method")
     for steps in all_steps:

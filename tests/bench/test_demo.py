@@ -25,6 +25,8 @@ def test_methods_follow_from_the_models_that_are_there() -> None:
     ]
     assert set(BEST_M) == set(STEPS)
     assert {method.name for method in methods_for(["digits-vdrme"], (4,))} == {"VDRME"}
+    hat = [method.options["parameters"]["stage"] for method in methods_for(["digits-hat"], ())]
+    assert hat == [0, 1, 2]
 
 
 def test_a_missing_checkpoint_ends_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
