@@ -18,6 +18,8 @@ from ..bundle import ScheduleSpec
 from ..schedules import alpha_bar
 from .vdrme import TimeEmbedding
 
+LEAST_VARIANCE, LEAST_GAIN = 1e-2, 0.1
+
 
 class Diffusion(nn.Module):
     """Signal variance by network time, and the variance of noised data.
@@ -102,16 +104,18 @@ class Generator(nn.Module):
         point, z = sample.flatten(1), latent.flatten(1)
         signal, _ = self.diffusion(time)
         target, spread = self.diffusion(target_time)
-        ratio = signal / target
-        precision = 1.0 / spread + ratio / (1.0 - ratio)  # of x_i given x_{i+1}
-        mean = ratio.sqrt() / (1.0 - ratio) / precision * point
+        # What is kept from zero is so at any step that there is; elsewhere v means nothing, but stays finite.
+        ratio, noise = signal / target, (1.0 - signal).clamp_min(LEAST_VARIANCE)
+        added = (1.0 - ratio).clamp_min(LEAST_VARIANCE)
+        precision = 1.0 / spread + ratio / added  # of x_i given x_{i+1}
+        mean = ratio.sqrt() / added / precision * point
         condition = self.time(time) + self.target_time(target_time)
         scaled = point / spread.sqrt()
         moved = mean + precision.rsqrt() * (z + self.perceptron(point, torch.cat([scaled, z], dim=1), condition))
         # The step is x_i = keep x_{i+1} + gain p with p = sqrt(signal) x_{i+1} - sqrt(1 - signal) v: solved for v.
-        keep = ((1.0 - target) / (1.0 - signal)).sqrt()
-        gain = target.sqrt() - keep * signal.sqrt()
-        v = (signal.sqrt() * point - (moved - keep * point) / gain) / (1.0 - signal).sqrt()
+        keep = ((1.0 - target) / noise).sqrt()
+        gain = (target.sqrt() - keep * signal.sqrt()).clamp_min(LEAST_GAIN)
+        v = (signal.sqrt() * point - (moved - keep * point) / gain) / noise.sqrt()
         return v.reshape(sample.shape)
 
 

@@ -126,6 +126,16 @@ def test_untrained_networks_are_exact_for_gaussian_data():
         assert energy.detach() == pytest.approx((moved[:4] ** 2).sum(dim=(1, 2, 3)) / (2.0 * reached), rel=1e-4)
 
 
+def test_the_generator_is_finite_at_times_that_no_step_has():
+    """Exporting tries graphs at any times, a target after the source among them."""
+    generator = build("checkerboard-generator", GENERATOR_CONFIG).eval()
+    time, target = (
+        moment.flatten() for moment in torch.meshgrid(*[torch.arange(0.0, 1000.0, 111.0)] * 2, indexing="ij")
+    )
+    sample = torch.ones(len(time), 2, 1, 1)
+    assert torch.isfinite(generator(sample=sample, time=time, target_time=target, latent=sample)).all()
+
+
 def test_training_moves_both_networks_and_its_losses_are_finite():
     trainer = Trainer(Recipe(batch=32, samples=2))
     before = [network.state_dict()["perceptron.last.weight"].clone() for network in (trainer.generator, trainer.energy)]
