@@ -16,6 +16,8 @@ from .gdim import OPTIONS as GDIM_OPTIONS
 from .gdim import compile_gdim, score_gdim
 from .langevin import OPTIONS as LANGEVIN_OPTIONS
 from .langevin import compile_langevin
+from .latent import OPTIONS as LATENT_OPTIONS
+from .latent import compile_latent, score_by_diffusion, score_by_inference
 from .options import OptionError, SampleOptions, UnsupportedError
 from .refine import refine_by_langevin
 from .score import find_scale, score_noised
@@ -76,6 +78,7 @@ SAMPLERS: dict[str, Sampler] = {
     "ancestral": Sampler(compile_ancestral, frozenset({"eta", "guidance"}), shown=(SampleOptions(steps=20),)),
     "gdim": Sampler(compile_gdim, GDIM_OPTIONS),
     "vdrme": Sampler(compile_vdrme, frozenset()),
+    "latent": Sampler(compile_latent, LATENT_OPTIONS),
     "langevin": Sampler(compile_langevin, frozenset({"step_size"}) | LANGEVIN_OPTIONS),
 }
 
@@ -87,6 +90,8 @@ REFINERS: dict[str, Sampler] = {
 SCORERS: dict[str, Callable[[ModelCard, ScaleSpec], Program]] = {
     "noised": score_noised,
     "gdim": score_gdim,
+    "latent-inference": score_by_inference,
+    "latent-diffusion": score_by_diffusion,
 }
 """By a scale's `method`: programs whose energy is the mean of their scoring lines."""
 
