@@ -131,6 +131,9 @@ def hat_card(preset: Preset, modules: dict[str, ModuleSpec], training: dict[str,
             "energy_gradient": NetworkSpec(
                 module="energy", function="energy_gradient", inputs=(sample,), outputs=(ENERGY, moved)
             ),
+            "residual_gradient": NetworkSpec(
+                module="residual_energy", function="energy_gradient", inputs=(sample,), outputs=(ENERGY, moved)
+            ),
             "joint_gradient": NetworkSpec(
                 module="joint_energy",
                 function="energy_gradient",
@@ -268,7 +271,7 @@ def hat(
     denoiser: tuple[int, ...],
     truncation: int,
 ) -> Preset:
-    """Hat Diffusion EBM: channels of G_1, of H and of D's U-Net, and T'."""
+    """Hat Diffusion EBM: channels of G_1, of H (one for each stage) and of D's U-Net, and T'."""
     config = {"unet": unet(side, denoiser, attention=16), "truncation": truncation}
     return Preset(
         name=name,
@@ -277,6 +280,7 @@ def hat(
         parts={
             "proposal": Part("hat-large-proposal", {"widths": list(generator), "latent": 128}),
             "denoiser": Part("hat-large-denoiser", config),
+            "residual_energy": Part("hat-large-energy", {"widths": list(energy), "halvings": halvings}),
             "energy": Part("hat-large-energy", {"widths": list(energy), "halvings": halvings}),
         },
         composites={

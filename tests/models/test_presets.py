@@ -27,6 +27,7 @@ LATENTS = {f"u{i + 1}": (2, 8, 8) for i in range(3)}
 PARTS: dict[str, tuple[str, dict[str, Any]]] = {
     "proposal": ("hat-large-proposal", {"widths": [16, 8, 8], "latent": 10}),
     "denoiser": ("hat-large-denoiser", {"unet": SMALL_UNET, "truncation": 256}),
+    "residual_energy": ("hat-large-energy", {"widths": [8, 8], "halvings": 1}),
     "energy": ("hat-large-energy", {"widths": [8, 8], "halvings": 1}),
     "prior": ("nvae-prior", {"layers": 3, "latent": 2, "width": 16, "side": 8, "cells": 1}),
     "energies": ("nvae-energies", {"layers": 3, "latent": 2, "width": 8}),
@@ -232,7 +233,7 @@ SMALL_PRESETS = {
     ),
     "hat-cifar10": small_preset(
         "small",
-        {name: Part(*PARTS[name]) for name in ("proposal", "denoiser", "energy")},
+        {name: Part(*PARTS[name]) for name in ("proposal", "denoiser", "residual_energy", "energy")},
         hat_card,
         PRESETS["hat-cifar10"].composites,
     ),
