@@ -1,4 +1,4 @@
-"""`python -m models.train digits-ddpm|digits-vdrme|digits-classifier|all --output DIRECTORY`."""
+"""`python -m models.train NAME|all --output DIRECTORY`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from . import classifier, ddpm, vdrme
+from . import checkerboard, classifier, ddpm, vdrme
 from .ddpm import Report
 
 ZOO = Path(__file__).parent.parent / "zoo"
 TRAINERS: dict[str, Callable[[Path, Report], Path]] = {
     ddpm.NAME: ddpm.train_digits_ddpm,
     vdrme.NAME: vdrme.train_digits_vdrme,
+    checkerboard.NAME: checkerboard.train_checkerboard,
     classifier.NAME: classifier.train_digits_classifier,
 }
 """By checkpoint name, in the order in which they build on each other."""
