@@ -75,7 +75,7 @@ class Recipe:
     gradient_penalty: float = 0.05
     penalty_every: int = 4
     overshoot_penalty: float = 1.0
-    denoising_weight: float = 3.0
+    denoising_weight: float = 10.0
     label_dropout: float = 0.5
     energy_label_dropout: float = 0.3
     ema_decay: float = 0.995
