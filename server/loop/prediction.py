@@ -21,6 +21,12 @@ Else one slow spell, e.g. while a model is loaded, could refuse every request wi
 run that could show that the spell is over.
 """
 
+ENOUGH_BATCHES = 3
+"""The most room that a request is said to have: more full batches at work keep the device no busier, and all wait.
+
+With more, rows of long programs that have been at work for long come before new ones of short programs, which are late.
+"""
+
 
 class Prediction:
     """What the steps of each network of one device cost, on an injected clock. All times are in seconds.
@@ -71,11 +77,11 @@ class Prediction:
         """Network rows that may go round beside a job for it to be done in `seconds`; 0 or less where none may.
 
         full: network rows of a full batch. The one that runs when the job arrives is waited for; from then on a line
-        takes as many full batches as there are to a round. Infinite where nothing is known.
+        takes as many full batches as there are to a round, `ENOUGH_BATCHES` at most. Infinite where nothing is known.
         """
         run = self.run_seconds(job.model, lines, full)
         if not run:
             return float("inf")
         row = job.rows[0]
         waited = self.round_seconds((job.model, row.current.network), full)
-        return int((seconds - waited) / run) * full - len(job.rows) * row.network_rows
+        return min(int((seconds - waited) / run), ENOUGH_BATCHES) * full - len(job.rows) * row.network_rows
