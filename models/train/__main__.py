@@ -10,13 +10,14 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from . import checkerboard, classifier, ddpm, vdrme
+from . import checkerboard, classifier, ddpm, hat, vdrme
 from .ddpm import Report
 
 ZOO = Path(__file__).parent.parent / "zoo"
 TRAINERS: dict[str, Callable[[Path, Report], Path]] = {
     ddpm.NAME: ddpm.train_digits_ddpm,
     vdrme.NAME: vdrme.train_digits_vdrme,
+    hat.NAME: hat.train_digits_hat,
     checkerboard.NAME: checkerboard.train_checkerboard,
     classifier.NAME: classifier.train_digits_classifier,
 }
