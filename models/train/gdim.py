@@ -67,6 +67,7 @@ class Recipe:
     denoising_steps: int = 400
     denoising_rate: float = 5e-4
     posterior_rate: float = 2e-3
+    posterior_batch: int = 128
     energy_warmup: int = 100
     iterations: int = 600
     energy_rate: float = 4e-4
@@ -194,7 +195,7 @@ class Trainer:
         real = self._real(torch.randint(len(self.labels), (self.recipe.batch,), generator=self.random))
         members = torch.randperm(len(self.population.step), generator=self.random)[: self.recipe.rollouts]
         batch = self._with_members(real, members)
-        losses = {"posterior": self._update_posterior(real, members)}
+        losses = {"posterior": self._follow_chains()}
         unclipped, clipped, batch.label = self._generate(batch, with_gradient=train_generator)
         fake = path(clipped, batch.start, self.target[batch.step], self.steps.abar_T)
         # Both sides are judged by their labels, given or drawn, and some rows of both without.
@@ -243,7 +244,7 @@ class Trainer:
             abar = self.steps.abar_t[batch.step].float()
             # v = (sqrt(abar) x_t - p)/sqrt(1 - abar), so that this is the squared error of v
             loss = ((unclipped - batch.clean).square().mean(dim=(1, 2, 3)) / (1.0 - abar)).mean()
-            self._update_posterior(batch)
+            self._update_posterior(batch.state, batch.step, batch.label)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(learned, 1.0)
@@ -333,22 +334,23 @@ class Trainer:
             losses[f"margin{index}"] = float(margin.nan_to_num())
         return losses
 
-    def _update_posterior(self, data: Batch, members: Tensor | None = None) -> float:
-        """Cross entropy of q(label | x_t) on data, and on chains: there it learns what sampling without labels needs.
-
-        A chain's state says more of its label than data do, and blurred in another way.
-        """
-        people = self.population
-        chains = torch.zeros(0, dtype=torch.int64) if members is None else members
-        logits = self.generator.posterior(
-            torch.cat([data.state, people.state[chains]]),
-            self.steps.time[torch.cat([data.step, people.step[chains]])],
-        )
-        loss = functional.cross_entropy(logits, torch.cat([data.label, people.label[chains]]))
+    def _update_posterior(self, state: Tensor, step: Tensor, label: Tensor) -> float:
+        """Cross entropy of q(label | x_t)."""
+        loss = functional.cross_entropy(self.generator.posterior(state, self.steps.time[step]), label)
         self.posterior_optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.posterior_optimiser.step()
         return float(loss.detach())
+
+    def _follow_chains(self) -> float:
+        """q(label | x_t) learns from chains with labels, once there are any.
+
+        If it is exact on them, each state without a label is distributed as with one, and so is the sample, by
+        induction. A chain's state says more of its label than noised data do, and is blurred in another way.
+        """
+        people = self.population
+        chosen = torch.randperm(len(people.step), generator=self.random)[: self.recipe.posterior_batch]
+        return self._update_posterior(people.state[chosen], people.step[chosen], people.label[chosen])
 
     def _denoising(self, data: Batch, clean: Tensor, known: int) -> Tensor:
         """Squared error of the first `known` clean predictions; the energy alone lets go of labels and of variety."""
