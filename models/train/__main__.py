@@ -10,15 +10,19 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from . import checkerboard, classifier, ddpm, hat, vdrme
+from . import checkerboard, classifier, ddpm, gdim, hat, latent_prior, vdrme
 from .ddpm import Report
 
 ZOO = Path(__file__).parent.parent / "zoo"
 TRAINERS: dict[str, Callable[[Path, Report], Path]] = {
     ddpm.NAME: ddpm.train_digits_ddpm,
     vdrme.NAME: vdrme.train_digits_vdrme,
+    gdim.NAME: gdim.train_digits_gdim,
+    gdim.START_NAME: gdim.train_digits_gdim_start,
     hat.NAME: hat.train_digits_hat,
     checkerboard.NAME: checkerboard.train_checkerboard,
+    latent_prior.NAME: latent_prior.train_digits_latent,
+    latent_prior.NAME_6: latent_prior.train_digits_latent_6,
     classifier.NAME: classifier.train_digits_classifier,
 }
 """By checkpoint name, in the order in which they build on each other."""

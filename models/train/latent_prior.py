@@ -51,9 +51,9 @@ LATENTS = ("u1", "u2", "u3")
 class PriorRecipe:
     """Hyperparameters; the defaults are the ones of the shipped checkpoints.
 
-    diffusion_steps: T. langevin_steps: K in training. step_size: s in units of sigma_t^2. energy_l2: weight of the
-    square of U, without which energies wander off. classification_weight: of the softmax classifier's cross-entropy.
-    served_steps: the default K of sampling.
+    diffusion_steps: T. langevin_steps: K, in training and by default in sampling. step_size: s in units of sigma_t^2.
+    energy_l2: weight of the square of U, without which energies wander off. classification_weight: of the softmax
+    classifier's cross-entropy.
     """
 
     diffusion_steps: int = 3
@@ -68,7 +68,6 @@ class PriorRecipe:
     energy_l2: float = 1e-3
     ema_decay: float = 0.995
     width: int = 128
-    served_steps: int = 50
 
 
 def signal_variances(steps: int) -> tuple[float, ...]:
@@ -312,7 +311,7 @@ def model_card(
             max_steps=steps,
             parameters={
                 "alpha": amplitudes(steps),
-                "langevin_steps": (float(recipe.served_steps),),
+                "langevin_steps": (float(recipe.langevin_steps),),
                 "step_size": (recipe.step_size,),
             },
         ),
