@@ -115,6 +115,8 @@ def export(checkpoints: Sequence[Path], repository: Path) -> str:
         *map(str, checkpoints),
         "--repository",
         os.path.relpath(repository, ROOT),
+        "--jobs",
+        str(min(4, os.cpu_count() or 1)),
     ]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=EXPORT_TIMEOUT)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from models.bundle import Bundle, BundleError
@@ -26,7 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     console, errors = Console(), Console(stderr=True)
     try:
-        outcomes = [_export(checkpoint, options, errors) for checkpoint in options.checkpoint]
+        if options.jobs > 1 and len(options.checkpoint) > 1:
+            outcomes = _export_together(options, errors)
+        else:
+            outcomes = [_export(checkpoint, options, errors) for checkpoint in options.checkpoint]
     except (ExportError, BundleError, OSError) as error:
         errors.print(f"export: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return USER_ERROR
@@ -48,7 +54,16 @@ def _parser() -> argparse.ArgumentParser:
         "--version", type=_version, help="version number (default: 1, or the next one if it has changed)"
     )
     parser.add_argument("--force", action="store_true", help="export again, and over another checkpoint's version")
+    parser.add_argument(
+        "--jobs", type=_jobs, default=1, help="checkpoints at a time, each in a process of its own (default: 1)"
+    )
     return parser
+
+
+def _jobs(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text!r}")
+    return int(text)
 
 
 def _version(text: str) -> int:
@@ -68,6 +83,21 @@ def _export(checkpoint: Path, options: argparse.Namespace, errors: Console) -> O
         return export_checkpoint(
             checkpoint, options.repository, version=options.version, force=options.force, report=report
         )
+
+
+def _export_together(options: argparse.Namespace, errors: Console) -> list[Outcome]:
+    """Export several checkpoints at a time. The first that fails ends it; those that were written stay."""
+    count = len(options.checkpoint)
+    export = partial(export_checkpoint, repository=options.repository, version=options.version, force=options.force)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
+    with (
+        Progress(*columns, console=errors, transient=True) as progress,
+        ProcessPoolExecutor(min(options.jobs, count), mp_context=get_context("spawn")) as pool,
+    ):
+        try:
+            return list(progress.track(pool.map(export, options.checkpoint), total=count, description="checkpoints"))
+        except BrokenExecutor:
+            raise ExportError("a process of the export was ended from outside, perhaps for want of memory") from None
 
 
 def _table(bundles: Sequence[Bundle]) -> Table:

@@ -14,7 +14,7 @@ from .running import RunningServer, running_server
 
 ROOT = Path(__file__).parent.parent
 ZOO = ROOT / "models" / "zoo"
-SERVED = ("digits-ddpm", "digits-vdrme")
+SERVED = ("digits-ddpm", "digits-vdrme", "digits-gdim", "digits-hat", "digits-latent", "checkerboard-vdrme")
 
 
 @pytest.fixture(scope="session")
@@ -22,13 +22,14 @@ def repository() -> Path:
     """The shipped checkpoints as bundles; kept in `out/`, where an unchanged one is not exported again."""
     target = ROOT / "out" / "test-repository"
     # Tests name version 1: what an older checkpoint left there goes.
-    if any(directory.name != "1" for directory in target.glob("digits-*/*")):
+    if any(directory.name != "1" for directory in target.glob("*-*/*")):
         shutil.rmtree(target)
-    command = [sys.executable, "-m", "export", *(str(ZOO / name) for name in SERVED), "--repository", str(target)]
-    subprocess.run(command, cwd=ROOT, check=True, timeout=300, capture_output=True)
-    if any(directory.name != "1" for directory in target.glob("digits-*/*")):
+    checkpoints = [str(ZOO / name) for name in SERVED]
+    command = [sys.executable, "-m", "export", *checkpoints, "--repository", str(target), "--jobs", "2"]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=900, capture_output=True)
+    if any(directory.name != "1" for directory in target.glob("*-*/*")):
         shutil.rmtree(target)
-        subprocess.run(command, cwd=ROOT, check=True, timeout=300, capture_output=True)
+        subprocess.run(command, cwd=ROOT, check=True, timeout=900, capture_output=True)
     return target
 
 

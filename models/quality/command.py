@@ -170,7 +170,11 @@ def _write(output: Path, found: Found, split: DigitsSplit, metric: FrechetDigits
         parts.append("## Checkerboard")
         parts += [board_table(name, boards, found.densities[name]) for name, boards in found.boards.items()]
     if found.detectors:
-        parts += ["## Out-of-distribution detection", "Mean AUROC over the seeds.", auroc_table(found.detectors)]
+        parts += [
+            "## Out-of-distribution detection",
+            "Mean AUROC over the seeds; scales of a model after its first: one seed.",
+            auroc_table(found.detectors),
+        ]
         parts += [f"### {entry.detector}\n\n{detection_table(entry)}" for entry in found.detectors]
         draw_detection(output / "detection.png", found.detectors, found.foot())
     (output / "quality.md").write_text("\n\n".join(parts) + "\n")

@@ -14,6 +14,8 @@ from .ancestral import compile_ancestral
 from .ensemble import compile_custom, compile_ddim, compile_iddim, compile_radical
 from .gdim import OPTIONS as GDIM_OPTIONS
 from .gdim import compile_gdim, score_gdim
+from .hat import OPTIONS as HAT_OPTIONS
+from .hat import compile_hat, refine_by_transition
 from .langevin import OPTIONS as LANGEVIN_OPTIONS
 from .langevin import compile_langevin
 from .latent import OPTIONS as LATENT_OPTIONS
@@ -76,13 +78,25 @@ SAMPLERS: dict[str, Sampler] = {
     ),
     "custom": Sampler(compile_custom, frozenset({"spacing", "guidance", "weights"}), shown=()),
     "ancestral": Sampler(compile_ancestral, frozenset({"eta", "guidance"}), shown=(SampleOptions(steps=20),)),
-    "gdim": Sampler(compile_gdim, GDIM_OPTIONS),
+    "gdim": Sampler(
+        compile_gdim, GDIM_OPTIONS, shown=tuple(SampleOptions(m=(m,)) for m in (1.0, 0.8, 0.7, 0.6, 0.5, 0.4, 0.2, 0.0))
+    ),
     "vdrme": Sampler(compile_vdrme, frozenset()),
-    "latent": Sampler(compile_latent, LATENT_OPTIONS),
+    "hat": Sampler(
+        compile_hat,
+        frozenset({"step_size"}) | HAT_OPTIONS | LANGEVIN_OPTIONS,
+        shown=tuple(SampleOptions(parameters=(("stage", (stage,)),)) for stage in (0.0, 1.0, 2.0)),
+    ),
+    "latent": Sampler(
+        compile_latent,
+        LATENT_OPTIONS,
+        shown=tuple(SampleOptions(parameters=(("langevin_steps", (k,)),)) for k in (0.0, 30.0, 50.0, 100.0)),
+    ),
     "langevin": Sampler(compile_langevin, frozenset({"step_size"}) | LANGEVIN_OPTIONS),
 }
 
 REFINERS: dict[str, Sampler] = {
+    "transition": Sampler(refine_by_transition, frozenset()),
     "langevin": Sampler(refine_by_langevin, frozenset({"step_size"}) | LANGEVIN_OPTIONS),
 }
 """By name: programs that start from the caller's image."""

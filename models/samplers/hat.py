@@ -8,6 +8,7 @@ from math import isfinite
 from ..bundle import ModelCard
 from ..program import INFINITY, EnsembleUpdate, LangevinUpdate, Line, Program, Update, assign, latent_draw, noise_draw
 from .ensemble import check_steps
+from .langevin import OPTIONS as LANGEVIN_OPTIONS
 from .langevin import langevin_lines, langevin_step
 from .options import OptionError, SampleOptions, UnsupportedError
 from .refine import first_step, with_energies
@@ -66,6 +67,9 @@ def _refine_jointly(card: ModelCard, options: SampleOptions) -> tuple[Line, ...]
     """
     if card.sampling is None or card.energy is None:
         raise UnsupportedError("sampler", f"{card.name} has no energy to sample by")
+    for name in LANGEVIN_OPTIONS - OPTIONS:
+        if name in options.given():
+            raise UnsupportedError(name, "stage 2 has no such option; stage 1 has")
     steps = check_steps(card.sampling, options)
     temperature = _default(card, "temperature") if options.temperature is None else options.temperature
     if not 0.0 <= temperature <= 1e6:

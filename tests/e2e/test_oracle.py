@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -18,7 +19,7 @@ from models.run import networks_of, run
 from models.samplers import SampleOptions, compile_sample, compile_score
 from protos import fewstep_pb2 as pb
 
-from ..conftest import ZOO
+from ..conftest import SERVED, ZOO
 from ..running import RunningServer, running_server
 
 CASES = {
@@ -38,13 +39,25 @@ CASES = {
     "vdrme 6": {"model": "digits-vdrme", "sampler": "vdrme", "steps": 6},
     "vdrme 8": {"model": "digits-vdrme", "sampler": "vdrme", "steps": 8},
     "langevin": {"model": "digits-vdrme", "sampler": "langevin", "steps": 12},
+    "gdim": {"model": "digits-gdim", "sampler": "gdim", "labels": [3, 1, 4]},
+    "gdim augmented": {"model": "digits-gdim", "sampler": "gdim", "m": [0.6]},
+    "hat without steps": {"model": "digits-hat", "sampler": "hat", "parameters": {"stage": [0]}},
+    "hat stage 1": {"model": "digits-hat", "sampler": "hat", "steps": 10, "parameters": {"stage": [1]}},
+    "hat stage 2": {"model": "digits-hat", "sampler": "hat", "steps": 6, "parameters": {"stage": [2]}},
+    "latent": {"model": "digits-latent", "sampler": "latent", "labels": [8], "parameters": {"langevin_steps": [4]}},
+    "latent held": {
+        **{"model": "digits-latent", "sampler": "latent", "temperature": 0.7},
+        "parameters": {"langevin_steps": [3], "hold": [2, 3]},
+    },
+    "checkerboard": {"model": "checkerboard-vdrme", "sampler": "vdrme", "steps": 5},
 }
 
 
 def request(name: str, *, seed: int, count: int = 3) -> pb.SampleRequest:
     fields = dict(CASES[name])
     weights = [pb.Weights(values=row) for row in fields.pop("weights", [])]
-    return pb.SampleRequest(**fields, weights=weights, seed=seed, count=count)
+    parameters = {key: pb.Numbers(values=values) for key, values in fields.pop("parameters", {}).items()}
+    return pb.SampleRequest(**fields, weights=weights, parameters=parameters, seed=seed, count=count)
 
 
 def images(response: pb.SampleResponse) -> np.ndarray:
@@ -65,6 +78,8 @@ def expected(name: str, *, seed: int, count: int = 3) -> np.ndarray:
         labels = labels * count
     fields["weights"] = tuple(tuple(map(float, row)) for row in fields.get("weights", ()))
     fields["m"] = tuple(fields.get("m", ()))
+    parameters = sorted(fields.pop("parameters", {}).items())
+    fields["parameters"] = tuple((name, tuple(map(float, values))) for name, values in parameters)
     return run(
         compile_sample(card, SampleOptions(**fields)), card, networks, seed=seed, count=count, labels=labels
     ).state.numpy()
@@ -85,28 +100,35 @@ def test_the_torch_engine_returns_it_too(repository: Path):
     pictures = load_digits_split().test.images[:4]
     message = pb.Images(shape=pictures.shape, raw=pictures.astype("<f4").tobytes())
     with running_server(repository, engine="torch") as server:
-        for name in ("iddim", "guidance", "vdrme 4", "langevin"):
+        for name in ("iddim", "guidance", "vdrme 4", "langevin", "hat stage 2", "latent held"):
             assert np.abs(images(server.sample(request(name, seed=3))) - expected(name, seed=3)).max() <= 1e-4
         scores = server.score(pb.ScoreRequest(model="digits-vdrme", images=message)).scores[0]
-        assert np.allclose(scores.energy, offline_energy(pictures, 0), rtol=1e-4, atol=1e-4)
+        assert np.allclose(scores.energy, offline_energy("digits-vdrme", pictures, 0), rtol=1e-4, atol=1e-4)
 
 
-def offline_energy(pictures: np.ndarray, scale: int, seed: int = 0) -> np.ndarray:
-    card, networks = offline("digits-vdrme")
+def offline_energy(model: str, pictures: np.ndarray, scale: int, seed: int = 0) -> np.ndarray:
+    card, networks = offline(model)
     program = compile_score(card, card.energy.scales[scale])
     result = run(program, card, networks, seed=seed, count=len(pictures), images=torch.tensor(pictures))
     return result.energy.numpy() * card.energy.sign * card.energy.scale
 
 
-def test_scores_at_every_scale_are_the_offline_energies(server: RunningServer):
-    """Energies at all scales, noisy ones included, equal the offline loop's for the request's seed."""
-    pictures = load_digits_split().test.images[:5]
+@pytest.mark.parametrize("model", [name for name in SERVED if load_checkpoint(ZOO / name).energy is not None])
+def test_scores_at_every_scale_are_the_offline_energies(server: RunningServer, model):
+    """Energies at all scales, noisy ones and averages over draws included, are the offline loop's for the seed."""
+    card, _ = offline(model)
+    pictures = load_digits_split().test.images[:3].reshape(-1)[: 3 * math.prod(card.image.shape)]
+    pictures = pictures.reshape(3, *card.image.shape)
     message = pb.Images(shape=pictures.shape, raw=pictures.astype("<f4").tobytes())
-    response = server.score(pb.ScoreRequest(model="digits-vdrme", images=message, scales=["all"], seed=77))
-    card, _ = offline("digits-vdrme")
+    response = server.score(pb.ScoreRequest(model=model, images=message, scales=["all"], seed=77))
     assert [scores.scale for scores in response.scores] == [scale.name for scale in card.energy.scales]
     for index, scores in enumerate(response.scores):
-        assert np.allclose(scores.energy, offline_energy(pictures, index, seed=77), rtol=1e-4, atol=1e-4)
+        wanted = offline_energy(model, pictures, index, seed=77)
+        # Of chains and of energies per image the error grows with the values.
+        assert np.allclose(scores.energy, wanted, rtol=1e-4, atol=1e-4 * max(1.0, np.abs(wanted).max())), scores.scale
+    programs = [compile_score(card, scale) for scale in card.energy.scales]
+    assert response.nfe == sum(program.nfe for program in programs)
+    assert response.gradient_passes == sum(program.gradient_passes for program in programs)
 
 
 def crowd(server: RunningServer, seed: int, others: int) -> dict[str, np.ndarray]:

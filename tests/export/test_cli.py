@@ -141,3 +141,22 @@ def test_finding_a_bundle_up_to_date_imports_no_torch(repository: Path):
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "up to date" in done.stdout
+
+
+def test_several_checkpoints_at_a_time_are_the_same_bundles(capsys, repository: Path):
+    """With --jobs the table and the bundles are those of one after the other."""
+    zoo = ROOT / "models" / "zoo"
+    both = (zoo / "digits-ddpm", zoo / "checkerboard-vdrme", "--repository", repository)
+    alone, together = run(capsys, *both), run(capsys, *both, "--jobs", 2)
+    assert together[:2] == alone[:2]
+    assert together[0] == 0
+    assert together[1].count("up to date") == 2
+
+
+def test_an_error_in_another_process_is_one_line_too(capsys, tmp_path, repository: Path):
+    """What fails in a process of its own is named as if it had failed here."""
+    good = ROOT / "models" / "zoo" / "digits-ddpm"
+    code, _, err = run(capsys, good, tmp_path / "nowhere", "--repository", repository, "--jobs", 2)
+    assert code == 2
+    assert f"{tmp_path / 'nowhere'}: no such directory" in err
+    assert "Traceback" not in err

@@ -15,7 +15,7 @@ from models.metrics.frechet import FrechetDigits
 from models.networks.hat import SCHEDULE, Composition, Denoiser, HatGenerator, JointEnergy, Transition
 from models.program import Program, latent_draw, start_draw
 from models.run import Result, energy_gradient, networks_of, run
-from models.samplers import OptionError, SampleOptions, UnsupportedError
+from models.samplers import OptionError, SampleOptions, UnsupportedError, compile_sample
 from models.samplers.hat import compile_hat, latent_step, refine_by_transition
 from models.schedules import alpha_bar
 from models.train.__main__ import ZOO
@@ -310,3 +310,12 @@ def test_the_shipped_energy_improves_what_the_shipped_generator_makes():
     assert refined < 0.6 * generated_
     before, after = (networks["residual_gradient"](sample=result.state)[0] for result in found)
     assert float((after < before).float().mean()) > 0.9
+
+
+def test_stage_2_refuses_the_options_of_a_plain_chain():
+    """What the joint chain does not have is an error that names it, and not ignored."""
+    card = load_checkpoint(ZOO / "digits-hat")
+    for name in ("metropolis", "temperatures", "low", "final_step_size"):
+        options = SampleOptions(sampler="hat", parameters=((name, (1.0,)), ("stage", (2.0,))))
+        with pytest.raises(UnsupportedError, match=name):
+            compile_sample(card, options)
