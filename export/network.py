@@ -17,7 +17,16 @@ from models.bundle import GraphFile, ModelCard, ParityCheck
 from models.run import networks_of
 
 from . import ExportError
-from .parity import BATCHES, BOUNDS, SEEDS, draw_inputs, is_batch_invariant, measure_parity, reference_outputs
+from .parity import (
+    BATCHES,
+    BOUNDS,
+    SEEDS,
+    draw_inputs,
+    is_batch_invariant,
+    measure_parity,
+    probe_seeds,
+    reference_outputs,
+)
 from .runtime.onnxruntime import OnnxSession
 from .to_onnx import OPSET, to_onnx
 from .trace import trace
@@ -84,8 +93,8 @@ def export_network(
             checks += measure_parity(sessions[0], network, card, spec, rows=[limit + 1], seeds=SEEDS[:1])
         _hold_to_bound(checks, bound)
         stage("measuring batch invariance")
-        probe = draw_inputs(card, spec, max(BATCHES), seed=0)
-        invariant = all(is_batch_invariant(session, probe) for session in sessions)
+        probes = [draw_inputs(card, spec, max(BATCHES), seed) for seed in probe_seeds(spec)]
+        invariant = all(is_batch_invariant(session, probe) for session in sessions for probe in probes)
     except ExportError as error:
         raise ExportError(f"{card.name}: network {name!r}: {error}") from error
     entry = GraphFile(

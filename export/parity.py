@@ -20,6 +20,8 @@ BOUNDS: Mapping[str, float] = {"forward": 2e-5, "energy_gradient": 1e-5}
 """Largest accepted error by the function of a network; float32 loses 1e-7 to 3e-6 in the networks shipped here."""
 BATCHES = (2, 3, 8, 32)
 """Batch sizes in which a row is compared with itself alone."""
+VECTOR = 16
+"""float32 values in the widest vector register."""
 DEFAULT_TIMES = 1000
 
 
@@ -99,6 +101,17 @@ def _error(graph: Tensor, expected: Tensor) -> float:
         return math.inf
     error = float((graph - expected).abs().max() / expected.abs().max().clamp_min(1.0))
     return error if math.isfinite(error) else math.inf
+
+
+def probe_seeds(spec: NetworkSpec) -> range:
+    """Seeds of the inputs that batch invariance is measured with.
+
+    A row that does not fill whole vectors shares them with its neighbours, and the last ones of a batch are worked on
+    by other instructions. That shows in one row of a hundred, where an exponential is rounded the other way; so such
+    networks, which are small ones, are tried with many rows.
+    """
+    whole = all(tensor.elements % VECTOR == 0 for tensor in (*spec.inputs, *spec.outputs) if tensor.shape)
+    return range(1 if whole else 16)
 
 
 def is_batch_invariant(session: Session, inputs: Mapping[str, Tensor]) -> bool:

@@ -130,7 +130,7 @@ class LayerEnergy(nn.Module):
         """Energies (B,). u1..u3: (B, sizes[i-1]). above: (B,) float32, 0 for all layers, 2 for the top one alone."""
         values = self.energies(self.hierarchy([u1, u2, u3]), torch.zeros_like(above))
         kept = [value * (above < layer).to(value.dtype)[:, None] for layer, value in enumerate(values, start=1)]
-        return -torch.logsumexp(torch.stack(kept).sum(dim=0), dim=1)
+        return -log_marginal(torch.stack(kept).sum(dim=0)).squeeze(1)
 
 
 class PriorImage(nn.Module):
@@ -193,7 +193,7 @@ def chosen(logits: Tensor, label: Tensor) -> Tensor:
 
     A product with one-hot rows and no gather: the gradient of that is a scatter, which costs more when exported.
     """
-    values = torch.cat([logits, torch.logsumexp(logits, dim=1, keepdim=True)], dim=1)
+    values = torch.cat([logits, log_marginal(logits)], dim=1)
     return (values * functional.one_hot(label, values.shape[1]).to(values.dtype)).sum(dim=1)
 
 
@@ -218,3 +218,14 @@ class Perceptron(nn.Module):
             hidden = hidden + block(self.dropout(functional.silu(hidden)))
         result: Tensor = self.last(functional.silu(hidden))
         return result
+
+
+def log_marginal(logits: Tensor) -> Tensor:
+    """`log sum_y exp F_y`, (B, 1), of logits (B, labels).
+
+    The sum is a product with ones: an engine's sum over ten values adds them in an order that depends on where the row
+    lies in memory, and a sample would come out another way in other company.
+    """
+    peak = logits.amax(dim=1, keepdim=True).detach()
+    total: Tensor = (logits - peak).exp() @ logits.new_ones(logits.shape[1], 1)
+    return peak + total.log()

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from export import ExportError
-from export.parity import draw_inputs, is_batch_invariant, measure_parity, reference_outputs
-from models.bundle import TensorSpec
+from export.parity import draw_inputs, is_batch_invariant, measure_parity, probe_seeds, reference_outputs
+from models.bundle import NetworkSpec, TensorSpec
 
 from . import tiny
 
@@ -110,3 +110,11 @@ def test_a_card_that_does_not_describe_its_module(function, message):
     """Number, shape and type of outputs and the names of inputs are checked before anything is traced."""
     with pytest.raises(ExportError, match=message):
         reference_outputs(function, SPEC, draw_inputs(CARD, SPEC, 2, seed=0))
+
+
+def test_rows_that_share_vectors_are_tried_more_often():
+    """Whole vectors need one probe; a latent of 12 values, whose neighbours share its vectors, gets many."""
+    whole = NetworkSpec(module="m", inputs=(TensorSpec(name="sample", shape=(1, 8, 8)),), outputs=())
+    shared = NetworkSpec(module="m", inputs=(TensorSpec(name="u1", shape=(12,)),), outputs=())
+    assert len(probe_seeds(whole)) == 1
+    assert len(probe_seeds(shared)) >= 16
