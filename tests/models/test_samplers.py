@@ -14,13 +14,16 @@ from hypothesis import strategies as st
 
 from kernels.philox import normal
 from models.bundle import ModelCard, ScheduleSpec
+from models.checkpoint import load_checkpoint
 from models.program import EnsembleUpdate, start_draw
+from models.quality.rows import rows_of
 from models.run import run
 from models.samplers import SAMPLERS, OptionError, SampleOptions, UnsupportedError, compile_sample
 from models.samplers.ensemble import accumulator_step, iterate_step
 from models.samplers.prediction import clean_prediction
 from models.schedules import alpha_bar, quadratic_grid
 
+from ..conftest import ZOO
 from .cards import denoiser_card, energy_card, vdrme_card
 
 ABAR = alpha_bar(ScheduleSpec())
@@ -265,16 +268,30 @@ def test_parametrisations_recover_the_clean_image(prediction):
     assert of_state * x + of_output * output == pytest.approx(x0, abs=1e-12)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_every_registered_sampler_has_one_signature(name):
-    """Every sampler compiles from a card and options into a program with float64 coefficients draws in order."""
-    cards = {"vdrme": vdrme_card(), "langevin": energy_card()}
-    weights = tuple((1.0,) * (i + 1) for i in range(4)) if name == "custom" else ()
-    program = compile_sample(cards.get(name, denoiser_card()), SampleOptions(sampler=name, steps=4, weights=weights))
-    draws = [d for line in program.lines for d in (line.latent, line.updates[0].noise) if d is not None]
-    assert draws == sorted(set(draws))
-    assert start_draw() not in draws
-    assert len(program.lines) == 4
+SHOWN = {
+    f"{card.name} {row.setting}": (card, row.options)
+    for card in (load_checkpoint(path.parent) for path in sorted(ZOO.glob("*/checkpoint.json")))
+    for row in rows_of(card)
+}
+
+
+def test_every_sampler_but_custom_and_langevin_is_shown_by_a_shipped_model():
+    """The programs below cover the registry; these two are covered by tests of their own."""
+    assert {options.sampler for _, options in SHOWN.values()} == set(SAMPLERS) - {"custom", "langevin"}
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_no_two_draws_of_a_program_are_the_same(name):
+    """Start, latents and noise of every register have draw numbers of their own, and coefficients are finite."""
+    program = compile_sample(*SHOWN[name])
+    draws = [start_draw(index) for index in range(1 + len(program.registers))]
+    for line in program.lines:
+        draws += [line.latent, *(update.noise for update in line.updates), *(u.decision for u in line.updates)]
+        for update in line.updates:
+            limits = [value for value in update.coefficients if not np.isinf(value)]
+            assert np.isfinite(limits).all()
+    taken = [draw for draw in draws if draw is not None]
+    assert len(taken) == len(set(taken))
 
 
 @settings(max_examples=200, deadline=None)
