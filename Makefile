@@ -4,6 +4,7 @@ SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do $$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 REPOSITORY ?= repository
+SERVED := digits-ddpm digits-vdrme digits-gdim digits-hat digits-latent checkerboard-vdrme
 PROTOS := protos/fewstep.proto protos/inference.proto
 
 .PHONY: demo test check serve zoo format protos audit clean
@@ -22,7 +23,7 @@ check: .venv/installed
 	$(BIN)/python -m pip check
 
 serve: .venv/installed
-	$(BIN)/python -m export models/zoo/digits-ddpm models/zoo/digits-vdrme --repository $(REPOSITORY)
+	$(BIN)/python -m export $(SERVED:%=models/zoo/%) --repository $(REPOSITORY) --jobs 2
 	$(BIN)/python -m server --repository $(REPOSITORY)
 
 zoo: .venv/installed

@@ -30,7 +30,7 @@ class FailedPrecondition(ServerError):
 
 
 class Overloaded(ServerError):
-    """The queue or a memory budget is full. `retry_seconds` comes from the measured drain rate."""
+    """The queue or a memory budget is full, or the room is left to others. `retry_seconds`: from the drain rate."""
 
     def __init__(self, message: str, retry_seconds: float) -> None:
         super().__init__(f"{message}; retry in {retry_seconds:.3g} s")

@@ -25,9 +25,7 @@ DOTS, DENSITY, ENERGY = "#0072b2", "magma", "viridis"
 STYLE: Any = {"font.size": 9, "axes.titlesize": 10, "axes.titlelocation": "left", "axes.linewidth": 0.6}
 
 
-def draw_checkpoint(
-    checkpoint: Path, path: Path, count: int = 10_000, seed: int = 0, grid: Grid | None = None
-) -> None:
+def draw_checkpoint(checkpoint: Path, path: Path, count: int = 10_000, seed: int = 0, grid: Grid | None = None) -> None:
     """Sample a checkerboard model, map its energies, and draw both.
 
     Raises:

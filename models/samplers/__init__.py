@@ -168,6 +168,9 @@ def _compile(
     if name not in names:
         raise UnsupportedError(field, f"{card.name} offers {', '.join(names)}, not {name}")
     method = methods[name]
+    for option, _ in options.parameters:
+        if option in SampleOptions.__slots__:
+            raise OptionError(option, "is an option of its own and no parameter")
     for option in options.given():
         if option not in _COMMON and option not in method.options:
             raise UnsupportedError(option, f"{field} {name} does not take it")

@@ -179,6 +179,12 @@ def test_an_option_that_no_sampler_has_is_refused():
         compile_sample(energy_card(), SampleOptions(parameters=(("colour", (1.0,)),)))
 
 
+def test_an_option_of_its_own_is_no_parameter():
+    """A step size among the parameters would be read by nobody, so it is refused."""
+    with pytest.raises(OptionError, match="step_size"):
+        compile_sample(energy_card(), SampleOptions(parameters=(("step_size", (0.1,)),)))
+
+
 def test_a_refinement_scores_before_and_after():
     """Refine starts from the image, and the two scores are the energies of what went in and what came out."""
     card = energy_card()
