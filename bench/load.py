@@ -35,7 +35,7 @@ from .schedule import Schedule, poisson
 from .sender import Outcome, send
 from .server_process import ServerProcess
 
-DEFAULT_MIX = "ddim:1=4,ddim:8=2,iddim:4:m=0.6=2,vdrme:4=1,score=2"
+DEFAULT_MIX = "ddim:1=4,ddim:8=2,iddim:4:m=0.6=2,vdrme:4:model=digits-vdrme=1,score:model=digits-vdrme=2"
 MOST_REQUESTS = 500_000
 LONGEST = 3600.0
 """Seconds of warm-up and load together."""
@@ -215,7 +215,7 @@ def run_load(
     kinds = parse_mix(plan.mix)
     with FewstepClient(address, timeout=plan.timeout) as client:
         client.wait_until_connected(plan.timeout)
-        kinds = resolve(kinds, client.models())
+        kinds = resolve(kinds, client.models(), lambda name: client.describe(name).accepted_steps)
         models = {kind.model: client.describe(kind.model) for kind in kinds}
         status = client.status()
         server = {

@@ -9,7 +9,7 @@ weight. Above, 4 of 11 requests ask for 1 DDIM step.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -54,19 +54,28 @@ def parse_mix(text: str) -> tuple[Kind, ...]:
     return kinds
 
 
-def resolve(kinds: Sequence[Kind], models: Sequence[ModelSummary]) -> tuple[Kind, ...]:
+def resolve(
+    kinds: Sequence[Kind],
+    models: Sequence[ModelSummary],
+    accepted: Callable[[str], Collection[int]] | None = None,
+) -> tuple[Kind, ...]:
     """Give each kind the first model listed that can serve it, unless the mix named one.
+
+    accepted: the numbers of steps that a model takes, by its name; of several with the sampler one that takes the
+    kind's is chosen. Langevin chains are of any length.
 
     Raises:
         MixError: no model offers that sampler, or none scores; lists what there is.
     """
-    return tuple(kind if kind.model else replace(kind, model=_model_for(kind, models)) for kind in kinds)
+    return tuple(kind if kind.model else replace(kind, model=_model_for(kind, models, accepted)) for kind in kinds)
 
 
-def _model_for(kind: Kind, models: Sequence[ModelSummary]) -> str:
-    for model in models:
-        if model.scores if kind.sampler is None else kind.sampler in model.samplers:
-            return model.name
+def _model_for(kind: Kind, models: Sequence[ModelSummary], accepted: Callable[[str], Collection[int]] | None) -> str:
+    able = [m.name for m in models if (m.scores if kind.sampler is None else kind.sampler in m.samplers)]
+    if accepted is not None and kind.sampler not in (None, "langevin"):
+        able = [name for name in able if kind.options["steps"] in accepted(name)] or able
+    if able:
+        return able[0]
     offers = ", ".join(sorted({name for model in models for name in model.samplers})) or "none"
     scoring = ", ".join(model.name for model in models if model.scores) or "none"
     raise MixError(f"{kind.name!r}: no model of the server serves it; samplers: {offers}; models that score: {scoring}")

@@ -59,6 +59,18 @@ class Content:
         return f"{type(self.message).__name__} {first.model} {what}, seed {first.seed}{urgency}"
 
 
+COVERED = frozenset({"ddim", "iddim", "radical", "custom", "ancestral", "vdrme", "langevin"})
+
+
+def covers(card: ModelCard) -> bool:
+    """Whether the campaign knows how to ask a model: its samplers are covered, and its images have a PNG form.
+
+    Left out are methods with options of their own; long chains among them magnify rounding beyond any tolerance that
+    would still tell a wrong picture.
+    """
+    return set(available_samplers(card)) <= COVERED and card.image.channels in (1, 3)
+
+
 def draw_contents(cards: Mapping[str, ModelCard], count: int, seed: int) -> list[Content]:
     """`count` contents over all models, samplers, scales and both APIs; the same arguments draw the same.
 

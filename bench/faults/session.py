@@ -20,7 +20,7 @@ from bench.server_process import ServerProcess
 from models.bundle import Bundle, BundleError, load_bundle
 
 from .campaign import PHASES, Campaign, PhaseResult, Server
-from .contents import draw_contents
+from .contents import covers, draw_contents
 from .keeper import Keeper
 from .kinds import Drawer
 from .oracle import Oracle
@@ -43,6 +43,18 @@ class Plan:
     open: int = 24
     seed: int = 0
     engine: str = "onnxruntime"
+
+
+def covered_bundles(repository: Path) -> list[Bundle]:
+    """The newest version of each model that the campaign knows how to ask.
+
+    Raises:
+        ValueError: there is none, or a bundle that cannot be read.
+    """
+    bundles = [bundle for bundle in newest_bundles(repository) if covers(bundle.card)]
+    if not bundles:
+        raise ValueError(f"repository: {repository} holds no model that the campaign knows how to ask")
+    return bundles
 
 
 def newest_bundles(repository: Path) -> list[Bundle]:
@@ -71,7 +83,7 @@ def run(plan: Plan, bar: Progress) -> Report:
         ValueError: a repository without bundles, or with others than those of the zoo.
         ServerFailed: the server did not start, or did not stop.
     """
-    bundles = newest_bundles(plan.repository)
+    bundles = covered_bundles(plan.repository)
     oracle = Oracle.load(bundles, plan.zoo)
     drawer = Drawer(draw_contents(oracle.cards, plan.contents, plan.seed), oracle.cards, random.Random(plan.seed))
     environment = describe_environment()

@@ -23,7 +23,7 @@ from bench.faults.malformed import garbage, mangled, with_unknown_fields
 from bench.faults.oracle import Oracle, OracleError
 from bench.faults.report import Bounds
 from bench.faults.requests import INFER_STREAM, METHODS, SAMPLE, SCORE, STREAM, Request
-from bench.faults.session import newest_bundles
+from bench.faults.session import covered_bundles
 from bench.footprint import Footprint, footprint
 from models.samplers import available_samplers
 from protos import fewstep_pb2 as pb
@@ -56,7 +56,7 @@ def test_a_small_campaign_keeps_every_promise(repository: Path, tmp_path: Path) 
 
 @pytest.fixture(scope="module")
 def oracle(repository: Path) -> Oracle:
-    return Oracle.load(newest_bundles(repository), ZOO)
+    return Oracle.load(covered_bundles(repository), ZOO)
 
 
 @pytest.fixture
@@ -334,7 +334,7 @@ def test_damage_is_damage(oracle: Oracle) -> None:
 def test_a_repository_without_its_checkpoint_is_refused(repository: Path, tmp_path: Path) -> None:
     """Without the checkpoint that a bundle was exported from, nothing could be checked: that is wrong usage."""
     with pytest.raises(OracleError, match="there is no checkpoint"):
-        Oracle.load(newest_bundles(repository), tmp_path)
+        Oracle.load(covered_bundles(repository), tmp_path)
     assert main(["faults", "--repository", str(tmp_path)]) == 2
     assert main(["faults", "--repository", str(repository), "--requests", "0"]) == 2
     assert main(["faults", "--repository", str(repository), "--zoo", str(tmp_path)]) == 2

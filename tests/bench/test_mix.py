@@ -27,7 +27,8 @@ def test_a_mix_names_kinds_with_weights_and_options() -> None:
 
 def test_the_default_mix_is_valid() -> None:
     """What `python -m bench load` sends by itself can be read."""
-    assert [kind.name for kind in parse_mix(DEFAULT_MIX)] == ["ddim:1", "ddim:8", "iddim:4:m=0.6", "vdrme:4", "score"]
+    names = ["ddim:1", "ddim:8", "iddim:4:m=0.6", "vdrme:4:model=digits-vdrme", "score:model=digits-vdrme"]
+    assert [kind.name for kind in parse_mix(DEFAULT_MIX)] == names
 
 
 @pytest.mark.parametrize(
@@ -65,3 +66,11 @@ def test_a_kind_that_nobody_serves_is_refused() -> None:
     """The message says what the models of the server can do."""
     with pytest.raises(MixError, match=r"'langevin:5': no model .*samplers: ddim, iddim, vdrme; .* score: two, three"):
         resolve(parse_mix("langevin:5=1"), MODELS)
+
+
+def test_of_several_models_one_that_takes_the_steps_is_chosen():
+    """Two models have the sampler; the second alone accepts the kind's number of steps."""
+    models = [ModelSummary(name, 1, "vdrme", "", ("vdrme",), scores=True) for name in ("board", "digits")]
+    steps = {"board": (5,), "digits": (4, 6, 8)}
+    chosen = resolve(parse_mix("vdrme:4=1,vdrme:5=1,vdrme:7=1"), models, steps.__getitem__)
+    assert [kind.model for kind in chosen] == ["digits", "board", "board"]

@@ -22,6 +22,7 @@ from PIL import Image
 from models.data import load_digits_split
 from protos import fewstep_pb2 as pb
 
+from ..conftest import SERVED
 from ..running import RunningServer
 
 SPLIT = load_digits_split()
@@ -282,7 +283,7 @@ def test_a_stream_shows_every_step_and_then_the_result(server: RunningServer):
 def test_models_are_listed_and_described(server: RunningServer):
     """List and describe tell samplers, accepted steps, scales and the manifest with its parity report."""
     listed = server.call("Models", "ListModels", pb.ListModelsRequest(), pb.ListModelsResponse).models
-    assert {model.name for model in listed} == {"digits-ddpm", "digits-vdrme"}
+    assert {model.name for model in listed} == set(SERVED)
     vdrme = server.call(
         "Models", "DescribeModel", pb.DescribeModelRequest(model="digits-vdrme"), pb.DescribeModelResponse
     )

@@ -227,7 +227,7 @@ def model_infer(server: RunningServer, request: oip.ModelInferRequest | bytes) -
 LONG = "x" * 100_000
 
 BAD = {
-    "unknown model": ({"model_name": "nope"}, "NOT_FOUND", "'nope' is not found; there are: digits-ddpm"),
+    "unknown model": ({"model_name": "nope"}, "NOT_FOUND", "'nope' is not found; there are: checkerboard-vdrme"),
     "no scores": ({"model_name": "digits-ddpm.score"}, "NOT_FOUND", "'digits-ddpm.score'"),
     "unknown version": ({"model_version": "7"}, "NOT_FOUND", "version 7"),
     "version in words": ({"model_version": "newest"}, "INVALID_ARGUMENT", "'newest'"),
