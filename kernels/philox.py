@@ -140,7 +140,8 @@ def normal(seeds: Sequence[int], samples: Sequence[int], draws: Sequence[int], e
     rows = len(seeds)
     blocks = (elements + 3) // 4
     if rows * blocks <= _FEW_BLOCKS:
-        row_words = [_words_of_row(*map(int, key), blocks) for key in zip(seeds, samples, draws, strict=True)]
+        keys = zip(seeds, samples, draws, strict=True)
+        row_words = [_words_of_row(int(seed), int(sample), int(draw), blocks) for seed, sample, draw in keys]
         words = np.frombuffer(b"".join(row_words), dtype="<u8").reshape(rows, 4, blocks).transpose(1, 0, 2)
     else:
         words = _words_of_rows(seeds, samples, draws, blocks)
