@@ -11,9 +11,11 @@ from rich.console import Console
 
 from server.client import FewstepError
 
-from . import demo, load, quality, soak
+from . import demo, quality, soak
 from .faults import command as faults
+from .load import command as load
 from .server_process import ServerFailed
+from .targets import TargetError
 
 MEASUREMENTS = {"load": load, "demo": demo, "quality": quality, "faults": faults, "soak": soak}
 
@@ -32,7 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return MEASUREMENTS[options.measurement].main(options, console)
     except FewstepError as error:
         console.print(f"python -m bench {options.measurement}: the server said {error}")
-    except ServerFailed as error:
+    except (ServerFailed, TargetError) as error:
+        console.print(f"python -m bench {options.measurement}: {error}")
+    except OSError as error:  # a file or folder that was named
         console.print(f"python -m bench {options.measurement}: {error}")
     except ValueError as error:
         console.print(f"python -m bench {options.measurement}: {error}")
