@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from importlib.metadata import version
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+
+from server import __version__
 
 from .environments import PeerEnvironmentError, install, is_installed, names, version_of
 from .registry import PEERS, Peer
@@ -51,7 +54,7 @@ def listing() -> Table:
 def state_of(peer: Peer) -> str:
     """The version of a peer in its environment, or how to get it."""
     if peer.environment is None:
-        return "this environment"
+        return __version__ if peer.package is None else version(peer.package)
     if not is_installed(peer.environment):
         return f"not installed: python -m bench peers install {peer.environment}"
     return version_of(peer.environment, peer.package or peer.environment)
