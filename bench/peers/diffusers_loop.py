@@ -8,10 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from models.bundle import load_bundle
-from models.checkpoint import load_modules
 
 from .bare import Runner
 
@@ -22,7 +19,10 @@ def sampler_of(bundle_directory: Path, steps: int, threads: int) -> Runner:
     Raises:
         BundleError: the bundle cannot be used.
     """
-    from diffusers import DDIMScheduler  # takes seconds
+    import torch  # with diffusers it takes seconds
+    from diffusers import DDIMScheduler
+
+    from models.checkpoint import load_modules
 
     torch.set_num_threads(threads)
     bundle = load_bundle(bundle_directory)
