@@ -43,8 +43,8 @@ class CompareError(Exception):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m bench compare`."""
-    parser.add_argument("--scenarios", type=_names, default=[*all_scenarios()], help="of %(default)s; default: all")
-    parser.add_argument("--peers", type=_names, default=[*PEERS], help="of %(default)s; default: all")
+    for option, known in (("--scenarios", [*all_scenarios()]), ("--peers", [*PEERS])):
+        parser.add_argument(option, type=_names, default=known, help=f"of {', '.join(known)}; default: all")
     parser.add_argument(
         "--repository", type=Path, help="bundles of the models; default: exported into OUTPUT/repository"
     )
@@ -120,7 +120,7 @@ def compare(
             )
         )
         for name, reason in left_out.items():
-            console.print(f"{PEERS[name].title} is left out: {reason}")
+            console.print(f"{PEERS[name].title} is left out: {reason.partition(chr(10))[0]}")
         if FEWSTEP not in {server.name for server in servers}:
             raise CompareError(f"fewstep did not start: {left_out.get(FEWSTEP)}")
         bar.update(task, description="all compute the same")

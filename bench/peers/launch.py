@@ -24,7 +24,7 @@ START_TIMEOUT = 180.0
 """Seconds: Ray starts half a dozen processes, on two cores that others may use too."""
 STOP_TIMEOUT = 30.0
 _ASK_TIMEOUT = 2.0
-_READY = "/inference.GRPCInferenceService/ModelReady"
+_SERVICE = "/inference.GRPCInferenceService/"
 
 
 class PeerProcess(ServingProcess):
@@ -60,12 +60,18 @@ class PeerProcess(ServingProcess):
 
     def _has_models(self) -> bool:
         with grpc.insecure_channel(self.address, [("grpc.enable_http_proxy", 0)]) as channel:
-            ask = channel.unary_unary(
-                _READY, oip.ModelReadyRequest.SerializeToString, oip.ModelReadyResponse.FromString
+            server = channel.unary_unary(
+                f"{_SERVICE}ServerReady",
+                oip.ServerReadyRequest.SerializeToString,
+                oip.ServerReadyResponse.FromString,
+            )
+            model = channel.unary_unary(
+                f"{_SERVICE}ModelReady", oip.ModelReadyRequest.SerializeToString, oip.ModelReadyResponse.FromString
             )
             try:
-                requests = [oip.ModelReadyRequest(name=name) for name in self._models]
-                return all(ask(request, timeout=_ASK_TIMEOUT).ready for request in requests)
+                return server(oip.ServerReadyRequest(), timeout=_ASK_TIMEOUT).ready and all(
+                    model(oip.ModelReadyRequest(name=name), timeout=_ASK_TIMEOUT).ready for name in self._models
+                )
             except grpc.RpcError:
                 return False
 
