@@ -15,7 +15,7 @@ from bench.peers.engine import Engine
 from bench.peers.registry import FEWSTEP, REQUEST_LEVEL
 from bench.percentiles import percentile
 
-from .caller import CallerError, Draw
+from .caller import Draw
 from .loads import closed_loop, open_loop
 from .plan import Plan
 from .servers import Running
@@ -243,7 +243,7 @@ class Overload(Scenario):
                     **{"settle": plan.settle, "seconds": plan.overload, "patience": plan.patience},
                     seed=turn,
                 )
-                _drain(server)
+                server.wake()  # behind all that nobody waits for any more
             numbers[f"goodput at {share:g}"] = load.rows_per_second(within=plan.patience)
         at_most = max(numbers.values())
         numbers["share"] = numbers[f"goodput at {self.loads[-1]:g}"] / at_most if at_most else 0.0
@@ -275,26 +275,6 @@ def all_scenarios() -> dict[str, Scenario]:
         ),
     )
     return {scenario.name: scenario for scenario in scenarios}
-
-
-def _drain(server: Running) -> None:
-    """Wait until a server is done with what nobody waits for any more: a request behind it all is answered.
-
-    Raises:
-        CallerError: it still refuses requests after a minute.
-    """
-    deadline = time.monotonic() + 60.0
-    with server.caller() as caller:
-        ask = caller.sampling(Draw(SMALL, "ddim", 1, (7,)))
-        while True:
-            try:
-                ask()
-            except CallerError:  # refused: there is still a queue
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.1)
-            else:
-                return
 
 
 def _bundle(bench: Bench, model: str) -> Path:

@@ -8,6 +8,7 @@ takes half a minute. A held server (SIGSTOP) takes nothing and goes on where it 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,8 +22,10 @@ from bench.peers.registry import Peer
 from bench.process import ServerFailed, ServingProcess
 from bench.targets import Target, open_target
 
-from .caller import Caller, connect
+from .caller import Caller, CallerError, Draw, connect
 
+PROBE = Draw("digits-ddpm", "ddim", 1, (7,))
+WAKE_SECONDS = 60.0
 IMAGE_SHAPE = (1, 8, 8)
 """Of the images that are scored: digits."""
 
@@ -64,11 +67,29 @@ class Running:
             for kind in kinds
         )
 
+    def wake(self) -> None:
+        """Ask until it answers: behind whatever it still has to do, and past connections that died while it was held.
+
+        Raises:
+            ServerFailed: it does not answer within a minute.
+        """
+        deadline = time.monotonic() + WAKE_SECONDS
+        while True:
+            try:
+                with self.caller() as caller:
+                    caller.sampling(PROBE)()
+                    return
+            except CallerError as error:
+                if time.monotonic() > deadline:
+                    raise ServerFailed(f"{self.peer.title} does not answer: {error}") from error
+                time.sleep(0.05)
+
     @contextlib.contextmanager
     def turn(self) -> Iterator[Self]:
         """While it is measured; otherwise it is held."""
         release(self.process)
         try:
+            self.wake()
             yield self
         finally:
             hold(self.process)
