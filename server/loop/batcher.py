@@ -19,7 +19,6 @@ Not thread-safe: the engine calls it under its lock.
 from __future__ import annotations
 
 import heapq
-from collections import Counter
 from collections.abc import Callable
 
 from sortedcontainers import SortedList
@@ -28,6 +27,7 @@ from ..config import Limits
 from ..errors import DeadlineExceeded, ModelGone, Overloaded, ServerError
 from ..types import Batch, Job, ModelKey, Row
 from .admission import Admission
+from .cohorts import Cohorts
 from .due import due
 from .load import Counters, ModelLoad
 from .prediction import Lines, Prediction
@@ -40,8 +40,10 @@ Group = tuple[ModelKey, str, str]
 class Batcher:
     """Queues, slots and the order in which rows run."""
 
-    def __init__(self, limits: Limits, clock: Callable[[], float]) -> None:
+    def __init__(self, limits: Limits, clock: Callable[[], float], cohorts: Cohorts | None = None) -> None:
+        """cohorts: batch whole requests with them, instead of steps."""
         self._limits = limits
+        self._cohorts = cohorts
         self._clock = clock
         self._models: dict[ModelKey, Slots] = {}
         self._ready: dict[Group, list[tuple[float, int, Row]]] = {}
@@ -76,6 +78,8 @@ class Batcher:
         self._ready = {group: queue for group, queue in self._ready.items() if group[0] != key}
         self.prediction.forget(key)
         self._shares.forget(key)
+        if self._cohorts is not None:
+            self._cohorts.forget(key)
 
     def submit(self, job: Job) -> None:
         """Admit a job, or raise what `Admission.check` and `Crowd.check` raise; a refused job leaves no rows behind."""
@@ -83,7 +87,7 @@ class Batcher:
         if model is None or job.model in self._closed:
             raise ModelGone(f"model {job.model.name} version {job.model.version} is not loaded any more")
         now = self._clock()
-        lines = Counter((line.network, line.kind) for line in job.rows[0].program.lines)
+        lines = job.rows[0].program.line_counts
         shares = self._busy_shares() | {(job.model, kind) for _, kind in lines}
         width = min(model.capacity, model.in_flight + len(job.rows)) * job.rows[0].network_rows
         run = len(shares) * self.prediction.run_seconds(job.model, lines, width)
@@ -176,14 +180,15 @@ class Batcher:
 
     # -- schedule -----------------------------------------------------------------------------
 
-    def schedule(self) -> tuple[Batch | None, list[tuple[Job, ServerError]]]:
+    def schedule(self) -> tuple[Batch | None, list[tuple[Job, ServerError | None]]]:
         """The next batch, or None when nothing can run; and the jobs that turned out to be late."""
-        ended: list[tuple[Job, ServerError]] = []
+        ended: list[tuple[Job, ServerError | None]] = []
         now = self._clock()
         self._end_late(now, ended)
         while True:
-            for model in self._models.values():
+            for key, model in self._models.items():
                 self._fill_slots(model)
+                self._form_cohort(key)
             group = self._next_group()
             if group is None:
                 return None, ended
@@ -202,7 +207,13 @@ class Batcher:
             self.admission.leave(row.job, 1)
             self._enqueue(row)
 
-    def _end_late(self, now: float, ended: list[tuple[Job, ServerError]]) -> None:
+    def _form_cohort(self, model: ModelKey) -> None:
+        if self._cohorts is None or (network := self._cohorts.next_network(model)) is None:
+            return
+        for entry in self._cohorts.form(model, self.prediction.batch_rows((model, network))):
+            self._push(entry)
+
+    def _end_late(self, now: float, ended: list[tuple[Job, ServerError | None]]) -> None:
         """End the jobs whose deadline has passed, those that still wait for slots included."""
         while self._deadlines and self._deadlines[0][0] <= now:
             job = self._deadlines[0][2]
@@ -215,7 +226,7 @@ class Batcher:
         )
         return min(candidates, default=(0.0, (0.0, 0), None), key=lambda candidate: candidate[:2])[2]
 
-    def _take(self, group: Group, now: float, ended: list[tuple[Job, ServerError]]) -> list[Row]:
+    def _take(self, group: Group, now: float, ended: list[tuple[Job, ServerError | None]]) -> list[Row]:
         queue = self._ready[group]
         limit = self.prediction.batch_rows(group[:2])
         rows: list[Row] = []
@@ -224,7 +235,7 @@ class Batcher:
             row = queue[0][2]
             if self._ends_early(row, now, ended):
                 heapq.heappop(queue)
-                self._models[row.job.model].take_back(row)
+                self._leave(row, ended)
                 continue
             taken += row.network_rows
             if rows and taken > limit:
@@ -232,7 +243,7 @@ class Batcher:
             rows.append(heapq.heappop(queue)[2])
         return rows
 
-    def _ends_early(self, row: Row, now: float, ended: list[tuple[Job, ServerError]]) -> bool:
+    def _ends_early(self, row: Row, now: float, ended: list[tuple[Job, ServerError | None]]) -> bool:
         """Whether a row is to leave before its next step; ends its job the first time.
 
         A job is late when even full batches, one right after the other, would miss its deadline:
@@ -254,9 +265,12 @@ class Batcher:
 
     # -- complete -----------------------------------------------------------------------------
 
-    def complete(self, batch: Batch, seconds: float) -> list[tuple[Job, ServerError | None]]:
+    def complete(
+        self, batch: Batch, seconds: float, network_seconds: float = 0.0
+    ) -> list[tuple[Job, ServerError | None]]:
         """Account for a batch that ran: rows go on, or leave; returns the jobs that ended.
 
+        network_seconds: how many of the seconds the network took.
         A row's `failure` ends its whole job, and nobody else's.
         """
         network_rows = batch.network_rows
@@ -267,32 +281,49 @@ class Batcher:
         self.counters.batch_rows += network_rows
         for job in {row.job for row in batch.rows}:
             job.compute_seconds += seconds
+            job.network_seconds += network_seconds
             job.batches += 1
             job.batch_rows += network_rows
         done: list[tuple[Job, ServerError | None]] = []
         finished = 0
         for row in batch.rows:
             job = row.job
-            if job.ended:
-                self._models[row.job.model].take_back(row)
-            elif row.failure is not None:
-                self._models[row.job.model].take_back(row)
+            if not job.ended and row.failure is not None:
                 done.append((job, self._end(job, row.failure, "failed")))
-            elif row.last:
+            elif not job.ended and row.last:
                 finished += 1
-                self._models[row.job.model].take_back(row)
                 job.remaining -= 1
                 if job.remaining == 0:
-                    self._forget(job)
-                    self.counters.left("finished", len(job.rows))
-                    done.append((job, None))
-            else:
+                    self._finish(job, done)
+            elif not job.ended:
                 row.line += 1
                 self._enqueue(row)
+                continue
+            self._leave(row, done)
         self.admission.drain.record(finished, seconds)
         return done
 
     # -- helpers ------------------------------------------------------------------------------
+
+    def _finish(self, job: Job, done: list[tuple[Job, ServerError | None]]) -> None:
+        """All rows of a job are done."""
+        if self._cohorts is not None:
+            self._cohorts.finish(job)
+        else:
+            self._answer(job, done)
+
+    def _answer(self, job: Job, done: list[tuple[Job, ServerError | None]]) -> None:
+        self._forget(job)
+        self.counters.left("finished", len(job.rows))
+        done.append((job, None))
+
+    def _leave(self, row: Row, done: list[tuple[Job, ServerError | None]]) -> None:
+        """A row gives its slot back; in a cohort, the last one has the others' jobs answered."""
+        if self._cohorts is not None:
+            for job in self._cohorts.leave(row):
+                if not job.ended:  # it may have waited for its cohort too long
+                    self._answer(job, done)
+        self._models[row.job.model].take_back(row)
 
     def _end(self, job: Job, error: ServerError, reason: str) -> ServerError:
         """Mark a job as ended; rows in flight are dropped where they surface next."""
@@ -313,12 +344,20 @@ class Batcher:
             self._deadlines.discard((job.deadline, job.order, job))
 
     def _enqueue(self, row: Row) -> None:
+        entry = (due(row.job, self._clock()), self._next_order(), row)
+        if self._cohorts is not None and row.line == 0:
+            self._cohorts.wait(entry)
+        else:
+            self._push(entry)
+
+    def _push(self, entry: tuple[float, int, Row]) -> None:
+        row = entry[2]
         line = row.current
         group = (row.job.model, line.network, line.kind)
         queue = self._ready.setdefault(group, [])
         if not queue:
             self._shares.join((group[0], group[2]), self._busy_shares())
-        heapq.heappush(queue, (due(row.job, self._clock()), self._next_order(), row))
+        heapq.heappush(queue, entry)
 
     def _busy_shares(self) -> set[Share]:
         """Whose rows are ready to run."""
