@@ -41,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"python -m bench {options.measurement}: the server said {error}")
     except (ServerFailed, TargetError) as error:
         console.print(f"python -m bench {options.measurement}: {error}")
+    except OSError as error:  # a file or folder that was named
+        console.print(f"python -m bench {options.measurement}: {error}")
     except ValueError as error:
         console.print(f"python -m bench {options.measurement}: {error}")
         return 2

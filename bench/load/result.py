@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from ..sender import Outcome
 from .occupancy import Batches, Interval
 from .plan import LoadPlan
 
-SHARES = (50.0, 90.0, 99.0, 99.9)
+SHARES = (50.0, 90.0, 95.0, 99.0, 99.9)
 ALL = "all"
 
 
@@ -72,7 +72,8 @@ class LoadResult:
 
     def document(self) -> dict[str, Any]:
         """Its values for JSON."""
-        return {**asdict(self), "plan": self.plan.document()}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**values, "plan": self.plan.document()}
 
 
 def summarise(
