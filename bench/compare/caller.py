@@ -142,8 +142,7 @@ class HttpCaller:
         self._connection = http.client.HTTPConnection(address, timeout=TIMEOUT)
 
     def __enter__(self) -> Self:
-        self._connection.connect()
-        return self
+        return self  # the first request makes the connection
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

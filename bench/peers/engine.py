@@ -4,8 +4,8 @@ A batch is a list of whole requests. Its rows go through their programs in lock 
 the network's batch, and all answers leave together when the last row is done. That is what the batchers of other
 servers make of a model: they hand over a batch of requests and take back a batch of answers.
 
-It needs numpy, ONNX Runtime and msgspec alone, as it runs in the peers' own environments. The updates are written out
-in numpy from `models.program`, in float32; what `models.run` and the server return for the same seeds is within 1e-5.
+Sessions, updates and noise are those that the server runs (`export.runtime`, `kernels`), so that a comparison is of
+what is around them. It needs numpy, ONNX Runtime and msgspec alone, as it runs in the peers' own environments.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
+from export.runtime import open_runtime
+from kernels.cpu import ensemble_step, langevin_step
 from kernels.philox import normal
 from models.bundle import Bundle, ModelCard, load_bundle
 from models.program import SAMPLE, EnsembleUpdate, LangevinUpdate, Line, Program, Update, start_draw
@@ -26,10 +27,10 @@ from models.samplers import SampleOptions, compile_sample, compile_score, find_s
 
 Floats = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
-ERRORS_ONLY = 3
+Rows = npt.NDArray[np.int64]
 
 
-class EngineError(ValueError):
+class RequestError(ValueError):
     """A request that this engine does not serve; the message says why."""
 
 
@@ -53,8 +54,8 @@ class Engine:
         """threads: how many one network may use, the calling one included."""
         self.card: ModelCard = bundle.card
         self._null = (self.card.labels.null if self.card.labels is not None else None) or 0
-        self._sessions = {name: _session(bundle.graph_path(name), threads) for name in self.card.networks}
-        self._outputs = {name: [o.name for o in spec.outputs] for name, spec in self.card.networks.items()}
+        runtime = open_runtime("onnxruntime", threads)
+        self._sessions = {name: runtime.load(bundle, name) for name in self.card.networks}
         self._programs: dict[tuple[str | None, int | None], Program] = {}
 
     def sample_request(
@@ -66,7 +67,7 @@ class Engine:
             ValueError: the model does not have that, or the labels are not one a row.
         """
         if labels is not None and len(labels) != len(seeds):
-            raise EngineError(f"labels: must be one for each of {len(seeds)} seeds, got {len(labels)}")
+            raise RequestError(f"labels: must be one for each of {len(seeds)} seeds, got {len(labels)}")
         key = sampler, steps
         if key not in self._programs:
             self._programs[key] = compile_sample(self.card, SampleOptions(sampler=sampler, steps=steps))
@@ -79,7 +80,7 @@ class Engine:
             ValueError: the model has no energy, or the images are not of its shape.
         """
         if images.ndim != 4 or images.shape[1:] != self.card.image.shape:
-            raise EngineError(f"images: must be (rows, {self.card.image.shape}), got {images.shape}")
+            raise RequestError(f"images: must be (rows, {self.card.image.shape}), got {images.shape}")
         program = compile_score(self.card, find_scale(self.card, None))
         return Request(program, [0] * len(images), images=images)
 
@@ -88,7 +89,7 @@ class Engine:
         for name, spec in self.card.networks.items():
             for count in rows:
                 inputs = {t.name: np.zeros((count, *t.shape), t.dtype) for t in spec.inputs}
-                self._sessions[name].run(self._outputs[name], inputs)
+                self._sessions[name].run(inputs)
 
     def run(self, requests: Sequence[Request]) -> list[Array]:
         """Run a batch of whole requests.
@@ -103,12 +104,11 @@ class Engine:
             step += 1
         return batch.answers()
 
-    def _step(self, batch: _Batch, rows: npt.NDArray[np.intp], step: int) -> None:
+    def _step(self, batch: _Batch, rows: Rows, step: int) -> None:
         """Run one network on rows that wait for it, and update them."""
         lines = [batch.programs[row].lines[step] for row in rows]
         inputs = batch.inputs(rows, lines, self._null)
-        name = lines[0].network
-        outputs = self._sessions[name].run(self._outputs[name], inputs)
+        outputs = self._sessions[lines[0].network].run(inputs)
         outputs, unconditional = [o[: len(rows)] for o in outputs], [o[len(rows) :] for o in outputs]
         if lines[0].updates:
             batch.update(rows, lines, outputs, unconditional)
@@ -129,22 +129,22 @@ class _Batch:
             self.labels += request.labels if request.labels is not None else [None] * len(request.seeds)
         count = len(self.seeds)
         if any(program.keeps_history for program in self.programs):
-            raise EngineError("sampler: custom ensembles, which keep every prediction, are not compared")
+            raise RequestError("sampler: custom ensembles, which keep every prediction, are not compared")
         self.lengths = np.array([len(program.lines) for program in self.programs])
         self.shapes = card.register_shapes()
         self.x = {name: np.zeros((count, int(np.prod(shape))), np.float32) for name, shape in self.shapes.items()}
         self._start()
         self.anchor = {name: state.copy() for name, state in self.x.items()}
-        self.accumulator = self.x[SAMPLE].copy()
+        accumulates = any(program.uses_accumulator for program in self.programs)
+        self.accumulator = self.x[SAMPLE].copy() if accumulates else None
         self.energies, self.scored = np.zeros(count), np.zeros(count, np.int64)
 
     def _start(self) -> None:
         for index, (name, state) in enumerate(self.x.items()):
-            programs = self.programs
-            stds = [p.noise_scale if name == SAMPLE else p.registers.get(name, 0.0) for p in programs]
+            stds = [program.start_std(name) for program in self.programs]
             draws = [start_draw(index) if std else None for std in stds]
             if any(stds):
-                state += np.array(stds, np.float32)[:, None] * self._noise(range(len(programs)), draws, state.shape[1])
+                state += np.array(stds, np.float32)[:, None] * self._noise(range(len(stds)), draws, state.shape[1])
         first = 0
         for request in self.requests:
             last = first + len(request.seeds)
@@ -164,7 +164,7 @@ class _Batch:
         noise[taking] = made
         return noise
 
-    def waiting(self, step: int) -> dict[tuple[str, str], npt.NDArray[np.intp]]:
+    def waiting(self, step: int) -> dict[tuple[str, str], Rows]:
         """The rows that have a line `step`, by what may run together: the network and the kind of update."""
         found: dict[tuple[str, str], list[int]] = {}
         for row in np.flatnonzero(self.lengths > step).tolist():
@@ -172,7 +172,7 @@ class _Batch:
             found.setdefault((line.network, line.kind), []).append(row)
         return {key: np.array(rows) for key, rows in found.items()}
 
-    def inputs(self, rows: npt.NDArray[np.intp], lines: Sequence[Line], null: int) -> dict[str, Array]:
+    def inputs(self, rows: Rows, lines: Sequence[Line], null: int) -> dict[str, Array]:
         """A network's inputs for some rows and, behind them, once more for the guided ones with the null label."""
         guided = [place for place, line in enumerate(lines) if line.guided]
         order = [*range(len(rows)), *guided]
@@ -192,73 +192,44 @@ class _Batch:
 
     def update(
         self,
-        rows: npt.NDArray[np.intp],
+        rows: Rows,
         lines: Sequence[Line],
         outputs: Sequence[Floats],
         unconditional: Sequence[Floats],
     ) -> None:
         """Apply the lines' updates; all of them see the registers as they were when the network ran."""
-        anchored = [place for place, line in enumerate(lines) if line.sets_anchor]
-        targets: dict[tuple[str, type, int], list[int]] = {}
+        guided = [place for place, line in enumerate(lines) if line.guided]
+        targets: dict[tuple[str, type, int], list[tuple[int, Update]]] = {}
         for place, line in enumerate(lines):
-            for index, update in enumerate(line.updates):
-                targets.setdefault((update.register, type(update.rule), index), []).append(place)
-                if place in anchored:
+            for update in line.updates:
+                targets.setdefault((update.register, type(update.rule), update.output), []).append((place, update))
+                if line.sets_anchor:
                     self.anchor[update.register][rows[place]] = self.x[update.register][rows[place]]
-        for (register, kind, index), places in targets.items():
-            members, updates = rows[places], [lines[place].updates[index] for place in places]
-            out = _flat(outputs[updates[0].output])[places]
-            noise = self._update_noise(members, updates, out.shape[1])
-            columns = np.stack([update.coefficients for update in updates]).T[:, :, None]
+        for (register, kind, output), members in targets.items():
+            places, updates = [place for place, _ in members], [update for _, update in members]
+            slots, outs = rows[places], _flat(outputs[output])
+            noise = self._update_noise(slots, updates, outs.shape[1])
+            coefficients = np.stack([update.coefficients for update in updates])
+            state, anchor = self.x[register], self.anchor[register]
             if kind is EnsembleUpdate:
-                guided = [place for place, line in enumerate(lines) if line.guided]
+                null = None
                 if guided:
-                    null = _flat(outputs[updates[0].output]).copy()
-                    null[guided] = _flat(unconditional[updates[0].output])
-                    out = out + columns[0] * (out - null[places])
-                self._ensemble(members, register, columns, out, noise)
+                    null = outs.copy()
+                    null[guided] = _flat(unconditional[output])
+                    null = null[places]
+                ensemble_step(
+                    *(state, slots, outs[places], coefficients),
+                    **{"anchor": anchor, "null_output": null, "noise": noise},
+                    accumulator=self.accumulator if register == SAMPLE else None,
+                )
             elif kind is LangevinUpdate:
-                self._langevin(members, register, columns, out, noise)
+                langevin_step(state, slots, outs[places], coefficients, anchor=anchor, noise=noise)
             else:
-                raise EngineError("metropolis: chains that accept and reject are not compared")
+                raise RequestError("metropolis: chains that accept and reject are not compared")
 
-    def _update_noise(self, rows: Array, updates: Sequence[Update], elements: int) -> Floats | None:
+    def _update_noise(self, rows: Rows, updates: Sequence[Update], elements: int) -> Floats | None:
         draws = [update.noise for update in updates]
         return None if all(draw is None for draw in draws) else self._noise(rows, draws, elements)
-
-    def _ensemble(
-        self, rows: npt.NDArray[np.intp], register: str, columns: Floats, out: Floats, noise: Floats | None
-    ) -> None:
-        """See `EnsembleUpdate`; terms that no row has are left out."""
-        _, p_state, p_output, low, high, a, b, c, d, e, f, g = columns
-        x = self.x[register][rows]
-        p = np.clip(p_state * x + p_output * out, low, high)
-        new = a * x + b * p
-        if c.any():
-            new += c * self.anchor[register][rows]
-        if register == SAMPLE and any(self.programs[row].uses_accumulator for row in rows):
-            y = f * self.accumulator[rows] + g * p
-            self.accumulator[rows] = y
-            new += d * y
-        if noise is not None:
-            new += e * noise
-        self.x[register][rows] = new
-
-    def _langevin(
-        self, rows: npt.NDArray[np.intp], register: str, columns: Floats, out: Floats, noise: Floats | None
-    ) -> None:
-        """See `LangevinUpdate`."""
-        a, c, s, e, limit, low, high = columns
-        step = s * out
-        if np.isfinite(limit).any():
-            norm = np.sqrt(np.square(step, dtype=np.float64).sum(1, keepdims=True)).astype(np.float32)
-            step *= np.where(norm > limit, limit / np.maximum(norm, np.finfo(np.float32).tiny), np.float32(1.0))
-        new = a * self.x[register][rows] + step
-        if c.any():
-            new += c * self.anchor[register][rows]
-        if noise is not None:
-            new += e * noise
-        self.x[register][rows] = np.clip(new, low, high)
 
     def answers(self) -> list[Array]:
         """Images or energies, request by request."""
@@ -293,13 +264,3 @@ def load_engines(repository: Path, threads: int) -> Mapping[str, Engine]:
 
 def _flat(output: Floats) -> Floats:
     return output.reshape(len(output), -1)
-
-
-def _session(graph: Path, threads: int) -> onnxruntime.InferenceSession:
-    """A graph with the options of `export.runtime.onnxruntime`, whose reasons stand there."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = ERRORS_ONLY
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(graph.read_bytes(), options, providers=["CPUExecutionProvider"])

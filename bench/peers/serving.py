@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from .engine import Engine, EngineError, Request
+from .engine import Engine, Request, RequestError
 
 HOST = "127.0.0.1"
 OCTETS = "application/octet-stream"
@@ -108,5 +108,5 @@ def run_jobs(engines: Mapping[str, Engine], jobs: Sequence[Job]) -> list[bytes]:
 
 def _find(engines: Mapping[str, Engine], model: str) -> Engine:
     if model not in engines:
-        raise EngineError(f"model: must be one of {', '.join(engines)}, got {model!r}")
+        raise RequestError(f"model: must be one of {', '.join(engines)}, got {model!r}")
     return engines[model]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.peers.engine import Engine, EngineError, Request
+from bench.peers.engine import Engine, Request, RequestError
 from models.bundle import load_bundle
 from models.checkpoint import load_checkpoint, load_modules
 from models.program import EnsembleUpdate, Program
@@ -106,12 +106,12 @@ def test_scores_equal_the_offline_loop(repository: Path) -> None:
 def test_what_it_does_not_serve_is_refused(repository: Path) -> None:
     """Labels that do not match, images of another shape, and methods that are not compared are named."""
     served = engine(repository, "digits-ddpm")
-    with pytest.raises(EngineError, match="labels: must be one for each of 2 seeds, got 1"):
+    with pytest.raises(RequestError, match="labels: must be one for each of 2 seeds, got 1"):
         served.sample_request("ddim", 1, [1, 2], [3])
-    with pytest.raises(EngineError, match="images"):
+    with pytest.raises(RequestError, match="images"):
         engine(repository, "digits-vdrme").score_request(np.zeros((1, 1, 4, 4), np.float32))
     custom = compile_sample(served.card, SampleOptions(sampler="custom", steps=2, weights=((1.0,), (1.0, 1.0))))
-    with pytest.raises(EngineError, match="custom"):
+    with pytest.raises(RequestError, match="custom"):
         served.run([Request(custom, [1])])
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bench.compare.caller import CallerError, Draw, OipCaller
-from bench.peers.engine import EngineError, load_engines
+from bench.peers.engine import RequestError, load_engines
 from bench.peers.launch import PeerProcess, hold, release, start
 from bench.peers.registry import PEERS
 from bench.peers.serving import read_sample, read_score, run_jobs
@@ -134,5 +134,5 @@ def test_images_of_another_shape_are_refused(repository: Path) -> None:
     """By their number of bytes."""
     with pytest.raises(ValueError, match="reshape"):
         read_score(load_engines(repository, 1), "digits-vdrme", 2, b"\0" * 12)
-    with pytest.raises(EngineError, match="model"):
+    with pytest.raises(RequestError, match="model"):
         read_score(load_engines(repository, 1), "absent", 1, b"")
