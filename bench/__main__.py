@@ -1,4 +1,4 @@
-"""`python -m bench load|demo|quality|faults|soak`: exit code 0 done, 1 failed, 2 wrong usage."""
+"""`python -m bench load|demo|quality|faults|soak|simulate`: exit code 0 done, 1 failed, 2 wrong usage."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from server.client import FewstepError
 from . import demo, load, quality, soak
 from .faults import command as faults
 from .server_process import ServerFailed
+from .simulate import command as simulate
 
-MEASUREMENTS = {"load": load, "demo": demo, "quality": quality, "faults": faults, "soak": soak}
+MEASUREMENTS = {"load": load, "demo": demo, "quality": quality, "faults": faults, "soak": soak, "simulate": simulate}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,4 +1,7 @@
-"""A fleet under a load: calls arrive, routers send them to replicas, answers come back. Deterministic, given its seed."""
+"""A fleet under a load: calls arrive, routers send them to replicas, answers come back.
+
+A run is the same again for the same arguments.
+"""
 
 from __future__ import annotations
 
@@ -127,10 +130,10 @@ class _Flight:
         self.reasons = {OK: 0}
         self.at = schedule.at.tolist()
         row_seconds = _row_seconds(fleet, calls)
-        shares: Counter[str] = Counter()
+        shares: dict[str, float] = {}
         for call in calls:
-            work = sum(row_seconds[group] * rows for group, rows in call.lines.items())
-            shares[call.model.name] += call.weight * work  # type: ignore[assignment]
+            share = call.weight * sum(row_seconds[group] * rows for group, rows in call.lines.items())
+            shares[call.model.name] = shares.get(call.model.name, 0.0) + share
         self._routers = [POLICIES[fleet.policy](shares, fleet.replicas, self._rng) for _ in range(fleet.routers)]
         oracles = [router for router in self._routers if isinstance(router, Oracle)]
         tables = StepCosts(fleet.costs)

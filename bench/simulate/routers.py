@@ -1,8 +1,8 @@
 """How calls are spread over replicas.
 
-A router knows which calls it sent where and which of them were answered, and nothing of a replica's inside: that is what
-a proxy can know at no cost. Where there are several routers, none knows of the others' calls. The one exception is
-`oracle`, which is there as a bound.
+A router knows which calls it sent where and which of them were answered, and nothing of a replica's inside: that is
+what a proxy can know at no cost. Where there are several routers, none knows of the others' calls. The one exception
+is `oracle`, which is there as a bound.
 """
 
 from __future__ import annotations

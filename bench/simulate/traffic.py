@@ -50,14 +50,18 @@ def compile_calls(kinds: Sequence[Kind], cards: Mapping[str, ModelCard], costs: 
         MixError: no model serves a kind, or not with its options. CostError: a step of it has no cost.
     """
     known = resolve(kinds, summaries(cards), lambda name: _accepted_steps(cards[name]))
-    return tuple(_compile(kind, cards, costs) for kind in known)
+    return tuple(compile_call(kind, cards, costs) for kind in known)
 
 
 def _accepted_steps(card: ModelCard) -> tuple[int, ...]:
     return card.sampling.accepted_steps() if card.sampling is not None else ()
 
 
-def _compile(kind: Kind, cards: Mapping[str, ModelCard], costs: Costs) -> Call:
+def compile_call(kind: Kind, cards: Mapping[str, ModelCard], costs: Costs | None) -> Call:
+    """One kind of call, for which a model has been chosen. costs: None where they are yet to be measured.
+
+    Raises: as `compile_calls`.
+    """
     card = cards.get(kind.model)
     if card is None:
         raise MixError(f"{kind.name!r}: no model {kind.model!r}; there are: {', '.join(cards)}")
@@ -71,8 +75,11 @@ def _compile(kind: Kind, cards: Mapping[str, ModelCard], costs: Costs) -> Call:
     for program in programs:
         for line in program.lines:
             lines[Group(card.name, line.network, line.kind)] += 2 if line.guided else 1
-    for group in lines:
-        costs.table(group)
+    host = HostCost()
+    if costs is not None:
+        host = costs.score if kind.sampler is None else costs.sample
+        for group in lines:
+            costs.table(group)
     return Call(
         name=kind.name,
         weight=kind.weight,
@@ -80,7 +87,7 @@ def _compile(kind: Kind, cards: Mapping[str, ModelCard], costs: Costs) -> Call:
         programs=programs,
         row_bytes=max(row_bytes(card, program) for program in programs),
         priority=priority,
-        host=costs.score if kind.sampler is None else costs.sample,
+        host=host,
         host_rows=len(programs),
         lines=lines,
     )

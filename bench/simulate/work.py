@@ -37,10 +37,12 @@ class WorkLeft:
     def ran(self, batch: Batch) -> None:
         """A batch has run, and its rows have not gone on yet."""
         share = self._row_seconds[Group(batch.model.name, batch.network, batch.kind)]
+        done = 0.0
         for row in batch.rows:
-            if row.job in self._jobs:
+            if row.job in self._jobs:  # else it ended while other rows of it were being taken into the batch
                 self._jobs[row.job] -= share * row.network_rows
-        self._add(-share * batch.network_rows)
+                done += share * row.network_rows
+        self._add(-done)
 
     def ended(self, job: Job) -> None:
         """A job has ended, well or not: what it had left is nothing to wait for."""
