@@ -11,10 +11,12 @@ from rich.console import Console
 
 from server.client import FewstepError
 
-from . import demo, load, quality, soak
+from . import demo, quality, soak
 from .faults import command as faults
+from .load import command as load
 from .server_process import ServerFailed
 from .simulate import command as simulate
+from .targets import TargetError
 
 MEASUREMENTS = {"load": load, "demo": demo, "quality": quality, "faults": faults, "soak": soak, "simulate": simulate}
 
@@ -33,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return MEASUREMENTS[options.measurement].main(options, console)
     except FewstepError as error:
         console.print(f"python -m bench {options.measurement}: the server said {error}")
-    except ServerFailed as error:
+    except (ServerFailed, TargetError) as error:
         console.print(f"python -m bench {options.measurement}: {error}")
     except ValueError as error:
         console.print(f"python -m bench {options.measurement}: {error}")

@@ -18,11 +18,7 @@ from numpy.typing import NDArray
 
 from server.client.images import to_pixels
 
-from .percentiles import percentiles
-
 if TYPE_CHECKING:
-    from .load import LoadPlan
-    from .sender import Outcome
     from .soak_result import Window
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#000000")
@@ -42,65 +38,17 @@ CELL, GAP = 72, 3
 """Pixels: the largest edge of a sample in a picture, and the white around it."""
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure, and the folder where there is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DPI, facecolor="white")
 
 
-def _plain_log(axis: Axis) -> None:
+def plain_log(axis: Axis) -> None:
     """Have a logarithmic axis say 1, 2, 5, 10, 20 and so on, in plain numbers."""
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=30))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
-
-
-def draw_load(path: Path, plan: LoadPlan, kinds: Sequence[str], outcomes: Sequence[Outcome], foot: str) -> None:
-    """Latency of one load: percentiles by kind, the share of slower requests, and latency over time.
-
-    kinds: names, in the order of the outcomes' `kind`. foot: one line on the surroundings.
-    """
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(15, 5.2), layout="constrained")
-        bars, tail, over_time = figure.subplots(1, 3)
-        measured = [outcome for outcome in outcomes if outcome.ok and outcome.scheduled >= plan.warmup]
-        for index, name in enumerate(kinds):
-            colour = COLOURS[index % len(COLOURS)]
-            latency = np.sort([1e3 * outcome.latency for outcome in measured if outcome.kind == index])
-            if len(latency) == 0:
-                continue
-            points = percentiles(latency)
-            bars.plot([points["p50"], points["p99"]], [index, index], color=colour, linewidth=2, alpha=0.5)
-            for marker, share in (("o", "p50"), ("D", "p90"), ("s", "p99")):
-                bars.plot(points[share], index, marker, color=colour, markersize=7)
-            # The share that is slower than each latency; the slowest is drawn at 1/n, not at 0, which a log axis lacks.
-            tail.step(latency, 1.0 - np.arange(len(latency)) / len(latency), where="post", color=colour, label=name)
-            when = [outcome.scheduled for outcome in outcomes if outcome.ok and outcome.kind == index]
-            how_long = [1e3 * outcome.latency for outcome in outcomes if outcome.ok and outcome.kind == index]
-            over_time.plot(when, how_long, ".", color=colour, markersize=3, alpha=0.6)
-        bars.set(xscale="log", xlabel="ms from the scheduled arrival", title="p50 ●   p90 ◆   p99 ■")
-        bars.set_yticks(range(len(kinds)), kinds)
-        bars.set_ylim(len(kinds) - 0.5, -0.5)
-        tail.set(xscale="log", yscale="log", xlabel="ms", ylabel="share of requests that are slower", title="tail")
-        if measured:
-            tail.legend(fontsize=9)
-        over_time.set(yscale="log", xlabel="s, scheduled arrival", ylabel="ms", title="latency over time")
-        for axis in (bars.xaxis, tail.xaxis, over_time.yaxis):
-            _plain_log(axis)
-        tail.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
-        if plan.warmup:
-            over_time.axvspan(0, plan.warmup, color="0.9", zorder=0)
-            over_time.text(0.02, 0.98, "warm-up", transform=over_time.get_xaxis_transform(), va="top", color="0.4")
-        failed = [outcome.scheduled for outcome in outcomes if not outcome.ok]
-        if failed:
-            over_time.set_title("latency over time   × failed")
-            over_time.plot(
-                failed, [1.0] * len(failed), "x", color="red", transform=over_time.get_xaxis_transform(), clip_on=False
-            )
-        figure.suptitle(
-            f"Poisson load, {plan.rate:g} requests/s for {plan.duration:g} s: {plan.mix}", x=0.01, ha="left"
-        )
-        figure.supxlabel(foot, fontsize=8, color="0.4", x=0.01, ha="left")
-        _save(figure, path)
 
 
 @dataclass(frozen=True)
@@ -148,7 +96,7 @@ def draw_samples(
                 figure.text((left - 12) / width, middle, row.label, ha="right", va="center", fontsize=10)
                 figure.text((left + strip_width + 12) / width, middle, row.note, va="center", fontsize=10)
                 figure.figimage(next(strips), xo=left, yo=y, origin="upper")
-        _save(figure, path)
+        save(figure, path)
 
 
 @dataclass(frozen=True)
@@ -202,7 +150,7 @@ def draw_scores(
             f"{title}\nblue: digits of the test split   orange: the set named{what}", x=0.01, ha="left", fontsize=12
         )
         figure.supxlabel(foot, fontsize=8, color="0.4", x=0.01, ha="left")
-        _save(figure, path)
+        save(figure, path)
 
 
 def draw_quality(
@@ -226,14 +174,14 @@ def draw_quality(
             fontsize=9,
         )
         axes.set_yscale("log")
-        _plain_log(axes.yaxis)
+        plain_log(axes.yaxis)
         ticks = sorted({evaluations for points in curves.values() for evaluations, _ in points})
         axes.set(xscale="log", xlabel="network evaluations a sample", ylabel="FD-digits", title=title)
         axes.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
         axes.set_xticks([], minor=True)
         figure.legend(loc="outside right upper", frameon=False)
         figure.supxlabel(foot, fontsize=8, color="0.4", x=0.01, ha="left")
-        _save(figure, path)
+        save(figure, path)
 
 
 def _colours(count: int) -> Sequence[str]:
@@ -266,7 +214,7 @@ def draw_soak(path: Path, windows: Sequence[Window], title: str, foot: str) -> N
             axes.set_title(name)
             if name.startswith("latency"):
                 axes.set_yscale("log")
-                _plain_log(axes.yaxis)
+                plain_log(axes.yaxis)
             else:
                 axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
             axes.legend(loc="center right")
@@ -274,4 +222,4 @@ def draw_soak(path: Path, windows: Sequence[Window], title: str, foot: str) -> N
             axes.set_xlabel("s")
         figure.suptitle("\n".join(wrap(title, 130)), x=0.01, ha="left", fontsize=11)
         figure.supxlabel(foot, fontsize=8, color="0.4", x=0.01, ha="left")
-        _save(figure, path)
+        save(figure, path)

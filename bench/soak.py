@@ -27,8 +27,10 @@ from .load import DEFAULT_MIX, MOST_REQUESTS, LoadPlan, run_load
 from .metrics_page import read_metrics, total
 from .mix import parse_mix
 from .percentiles import percentiles
+from .schedule import Poisson
 from .server_process import ServerProcess
 from .soak_result import Bounds, SoakResult, Window, drift_of
+from .targets import NativeTarget
 
 WINDOWS = 60
 """By default the time is cut into so many, of a second at least."""
@@ -82,8 +84,8 @@ def find_capacity(plan: SoakPlan, address: str, progress: Callable[[float], None
     rate, capacity = FIRST_RATE, 0.0
     while rate * 2 * plan.ramp <= MOST_REQUESTS:
         progress(rate)
-        ramp = LoadPlan(plan.mix, rate, plan.ramp, warmup=plan.ramp / 6, seed=plan.seed, timeout=plan.timeout)
-        result, _ = run_load(ramp, address)
+        ramp = LoadPlan(plan.mix, Poisson(rate), plan.ramp, warmup=plan.ramp / 6, seed=plan.seed, timeout=plan.timeout)
+        result, _ = run_load(ramp, NativeTarget(address))
         capacity = max(capacity, result.achieved)
         if result.achieved < SATURATED * result.offered:
             break
@@ -129,9 +131,11 @@ def run_window(plan: SoakPlan, server: ServerProcess, rate: float, index: int) -
     """Offer the load for one window and wait for all answers."""
     watch = _Watch(server.pid)
     before = read_metrics(server.metrics_address)
-    load = LoadPlan(plan.mix, rate, plan.window_seconds, warmup=0.0, seed=plan.seed + 1 + index, timeout=plan.timeout)
+    load = LoadPlan(
+        plan.mix, Poisson(rate), plan.window_seconds, warmup=0.0, seed=plan.seed + 1 + index, timeout=plan.timeout
+    )
     with watch.watching():
-        _, outcomes = run_load(load, server.address)
+        _, outcomes = run_load(load, NativeTarget(server.address))
     after = read_metrics(server.metrics_address)
 
     def spent(name: str) -> float:

@@ -5,7 +5,6 @@ Nothing of the load itself enters the simulation but its schedule.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,19 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.bundle import ModelCard
-from server.client import FewstepClient
 from server.config import Limits
 
-from ..load import make_requests
+from ..load.plan import LoadPlan
+from ..load.run import run_load, schedule_of
 from ..metrics_page import read_metrics, total
-from ..mix import parse_mix, resolve
+from ..mix import parse_mix
 from ..percentiles import percentile
-from ..schedule import Schedule, poisson
-from ..sender import Outcome, send
+from ..schedule import Poisson, Schedule
+from ..targets import NativeTarget
 from .costs import Costs
 from .fleet import Fleet, Run, simulate
-from .models import slots_of, summaries
-from .traffic import Call
+from .models import slots_of
+from .traffic import CompiledCall
 
 SHARES = (50.0, 99.0)
 REPETITIONS = 5
@@ -97,14 +96,14 @@ class Measured:
     rows: float
 
 
-def one_server(costs: Costs, calls: Sequence[Call], cards: Mapping[str, ModelCard]) -> Fleet:
+def one_server(costs: Costs, calls: Sequence[CompiledCall], cards: Mapping[str, ModelCard]) -> Fleet:
     """The fleet of one server with the limits that servers have by default."""
     limits = Limits()
     capacities = {call.model: slots_of(cards[call.model.name], limits) for call in calls}
     return Fleet("round-robin", 1, 1, limits, capacities, costs)
 
 
-def rate_for(utilisation: float, fleet: Fleet, calls: Sequence[Call]) -> float:
+def rate_for(utilisation: float, fleet: Fleet, calls: Sequence[CompiledCall]) -> float:
     """The rate at which a step runs for that share of the time, by bisection to one percent."""
     low, high = 0.0, 1.0
     while _busy(high, fleet, calls) < utilisation:
@@ -118,41 +117,25 @@ def rate_for(utilisation: float, fleet: Fleet, calls: Sequence[Call]) -> float:
     return float(f"{high:.3g}")
 
 
-def _busy(rate: float, fleet: Fleet, calls: Sequence[Call]) -> float:
+def _busy(rate: float, fleet: Fleet, calls: Sequence[CompiledCall]) -> float:
     seconds = 3000 / rate
-    schedule = poisson(rate, seconds, [call.weight for call in calls], seed=0)
+    schedule = Poisson(rate).schedule(seconds, [call.weight for call in calls], seed=0)
     run = simulate(fleet, calls, schedule, duration=seconds)
     return run.tally.busy[0] / seconds
 
 
-def send_load(
-    plan: CheckPlan, rate: float, seed: int, address: str, metrics_address: str, cards: Mapping[str, ModelCard]
-) -> Measured:
+def send_load(plan: CheckPlan, rate: float, seed: int, address: str, metrics_address: str) -> Measured:
     """Send one load to a running server.
 
     Raises:
-        FewstepError: the server does not answer.
+        TargetError: the server does not answer. MixError: it cannot serve the mix.
     """
-    kinds = resolve(parse_mix(plan.mix), summaries(cards), lambda name: _accepted(cards[name]))
-    with FewstepClient(address, timeout=plan.timeout) as client:
-        client.wait_until_connected(plan.timeout)
-        models = {kind.model: client.describe(kind.model) for kind in kinds}
-    schedule = poisson(rate, plan.warmup + plan.duration, [kind.weight for kind in kinds], seed)
-    requests = make_requests(kinds, schedule, models)
+    load = LoadPlan(plan.mix, Poisson(rate), plan.duration, plan.warmup, seed, plan.timeout)
     before = _ran(metrics_address)
-    outcomes = asyncio.run(send(address, requests, schedule, request_timeout=plan.timeout, max_open=1 << 20))
-    after = _ran(metrics_address)
-    busy, batches, rows = (b - a for a, b in zip(before, after, strict=True))
-    latency = np.array([_latency(outcome) for outcome in outcomes])
-    return Measured(schedule, latency, busy, batches, rows)
-
-
-def _accepted(card: ModelCard) -> tuple[int, ...]:
-    return card.sampling.accepted_steps() if card.sampling is not None else ()
-
-
-def _latency(outcome: Outcome) -> float:
-    return outcome.latency if outcome.ok else float("nan")
+    _, outcomes = run_load(load, NativeTarget(address))
+    busy, batches, rows = (b - a for a, b in zip(before, _ran(metrics_address), strict=True))
+    latency = np.array([outcome.latency if outcome.ok else np.nan for outcome in outcomes])
+    return Measured(schedule_of(load, parse_mix(plan.mix)), latency, busy, batches, rows)
 
 
 def _ran(metrics_address: str) -> tuple[float, float, float]:
@@ -163,7 +146,7 @@ def _ran(metrics_address: str) -> tuple[float, float, float]:
     return seconds, batches, rows
 
 
-def simulate_again(plan: CheckPlan, schedule: Schedule, fleet: Fleet, calls: Sequence[Call]) -> list[Run]:
+def simulate_again(plan: CheckPlan, schedule: Schedule, fleet: Fleet, calls: Sequence[CompiledCall]) -> list[Run]:
     """The same arrivals and kinds in the simulation, some times over."""
     whole = plan.warmup + plan.duration
     return [
@@ -172,7 +155,7 @@ def simulate_again(plan: CheckPlan, schedule: Schedule, fleet: Fleet, calls: Seq
 
 
 def compare(
-    name: str, plan: CheckPlan, calls: Sequence[Call], loads: Sequence[tuple[Measured, Sequence[Run]]]
+    name: str, plan: CheckPlan, calls: Sequence[CompiledCall], loads: Sequence[tuple[Measured, Sequence[Run]]]
 ) -> Comparison:
     """Put loads and their simulations side by side, as one. Latencies of requests that failed are left out."""
     real = np.concatenate([load.latency for load, _ in loads])

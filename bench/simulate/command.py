@@ -21,7 +21,7 @@ from models.machine import ROOT
 from server.config import ConfigError, Limits
 
 from ..environment import Environment, describe_environment
-from ..load import DEFAULT_MIX
+from ..load.plan import DEFAULT_MIX
 from ..mix import parse_mix
 from ..server_process import ServerProcess
 from .check import CheckPlan, Measured, compare, one_server, rate_for, send_load, simulate_again
@@ -43,7 +43,7 @@ from .report import (
 )
 from .routers import POLICIES
 from .study import Study, StudyPlan
-from .traffic import Call, compile_calls
+from .traffic import CompiledCall, compile_calls
 
 COSTS = ROOT / "bench" / "results" / "simulate" / "costs.json"
 ZOO = ROOT / "models" / "zoo"
@@ -66,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     fleets = parser.add_argument_group("fleets")
     fleets.add_argument("--rate", default="2000", help="requests/s of the fleet; or several, as in 1000,2000")
+    fleets.add_argument("--arrivals", default="poisson", help="poisson, or burst:SIZE as in burst:8")
     fleets.add_argument("--replicas", default="16", help="servers; or several, as in 8,16,32")
     fleets.add_argument("--policies", default="all", help=f"some of {', '.join(POLICIES)}; default all")
     fleets.add_argument("--goal", help="find the smallest fleet for 'p99<50ms' or 'KIND p99<50ms'; no --replicas then")
@@ -112,7 +113,7 @@ def _study(options: argparse.Namespace, console: Console) -> int:
         rates=_numbers("rate", options.rate, float),
         replicas=_numbers("replicas", options.replicas, int),
         policies=policies,
-        **{name: getattr(options, name) for name in ("requests", "warmup", "timeout", "routers", "seed")},
+        **{name: getattr(options, name) for name in ("requests", "warmup", "timeout", "routers", "seed", "arrivals")},
     )
     if not 1 <= options.max_replicas <= 10_000:
         raise OptionError(f"max_replicas: must be within 1..10000, got {options.max_replicas}")
@@ -178,7 +179,7 @@ def _check(options: argparse.Namespace, console: Console) -> int:
         rate = plan.rate or _rate_for(plan, meter.costs(), cards)
         task = bar.add_task(f"{rate:g} requests/s", total=len(plan.seeds))
         for seed in plan.seeds:
-            loads.append(send_load(plan, rate, seed, server.address, server.metrics_address, cards))
+            loads.append(send_load(plan, rate, seed, server.address, server.metrics_address))
             bar.advance(task)
         _run_probes(meter, bar)
     costs = _with_source(meter.costs(), options, environment)
@@ -208,7 +209,7 @@ def _draw_check(
     path: Path,
     plan: CheckPlan,
     rate: float,
-    calls: tuple[Call, ...],
+    calls: tuple[CompiledCall, ...],
     pairs: list[tuple[Measured, list[Run]]],
     environment: Environment,
 ) -> None:

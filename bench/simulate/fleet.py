@@ -24,7 +24,7 @@ from .agenda import Agenda
 from .costs import Costs, Group
 from .replica import Replica, StepCosts
 from .routers import POLICIES, Oracle, Router
-from .traffic import Call
+from .traffic import CompiledCall
 from .work import WorkLeft
 
 OK = ""
@@ -99,7 +99,7 @@ class _Ticket:
 
     __slots__ = ("_flight", "call", "deadline", "delay", "index", "reason", "replica", "router", "seed")
 
-    def __init__(self, flight: _Flight, index: int, call: Call, deadline: float | None) -> None:
+    def __init__(self, flight: _Flight, index: int, call: CompiledCall, deadline: float | None) -> None:
         self._flight = flight
         self.index = self.seed = index
         self.call = call
@@ -118,11 +118,17 @@ class _Flight:
     """One run in the making."""
 
     def __init__(
-        self, fleet: Fleet, calls: Sequence[Call], schedule: Schedule, tally: Tally, timeout: float | None, seed: int
+        self,
+        fleet: Fleet,
+        calls: Sequence[CompiledCall],
+        schedule: Schedule,
+        tally: Tally,
+        timeout: float | None,
+        seed: int,
     ) -> None:
         self.agenda = Agenda()
         self._calls = calls
-        self._timeout = timeout
+        self._timeouts = [timeout if call.timeout is None else call.timeout for call in calls]
         self._delays = [delay / 2.0 for delay in fleet.costs.delays]
         self._rng = random.Random(seed)
         self.latency: list[float | None] = [None] * len(schedule)
@@ -154,7 +160,8 @@ class _Flight:
         """A request comes to a router, which sends it on at once."""
         agenda, rng = self.agenda, self._rng
         call = self._calls[kind]
-        ticket = _Ticket(self, index, call, None if self._timeout is None else agenda.now + self._timeout)
+        timeout = self._timeouts[kind]
+        ticket = _Ticket(self, index, call, None if timeout is None else agenda.now + timeout)
         routers = self._routers
         ticket.router = routers[0] if len(routers) == 1 else routers[rng.randrange(len(routers))]
         ticket.replica = replica = ticket.router.pick(call)
@@ -169,7 +176,7 @@ class _Flight:
         index = ticket.index
         latency = self.agenda.now - self.at[index]
         reason = ticket.reason
-        if reason == OK and self._timeout is not None and latency > self._timeout:
+        if reason == OK and ticket.deadline is not None and self.agenda.now > ticket.deadline:
             reason = LATE
         if self.latency[index] is not None:
             raise RuntimeError(f"request {index} was answered twice")
@@ -179,7 +186,7 @@ class _Flight:
 
 def simulate(
     fleet: Fleet,
-    calls: Sequence[Call],
+    calls: Sequence[CompiledCall],
     schedule: Schedule,
     *,
     warmup: float = 0.0,
@@ -190,8 +197,8 @@ def simulate(
 ) -> Run:
     """Let a schedule arrive and wait until every request has ended.
 
-    warmup, duration: replicas' work counts from the first, in seconds, and for so long. timeout: seconds until a
-    caller gives up, which servers know as the deadline. progress: told now and then how many requests have arrived.
+    warmup, duration: replicas' work counts from the first, in seconds, and for so long. timeout: seconds until
+    callers give up, which servers know as the deadline; a call may have one of its own. progress: told now and then how many requests have arrived.
 
     Raises:
         CostError: a batch has no cost. RuntimeError: a request was answered twice, or never.
@@ -226,13 +233,13 @@ def simulate(
     )
 
 
-def _row_seconds(fleet: Fleet, calls: Sequence[Call]) -> dict[Group, float]:
+def _row_seconds(fleet: Fleet, calls: Sequence[CompiledCall]) -> dict[Group, float]:
     """A row's share of a full batch, in seconds, for every step that the calls take."""
     full = fleet.limits.max_batch_rows
     return {group: fleet.costs.table(group).mean(full) / full for call in calls for group in call.lines}
 
 
-def work_of(fleet: Fleet, calls: Sequence[Call]) -> float:
+def work_of(fleet: Fleet, calls: Sequence[CompiledCall]) -> float:
     """Device seconds that a request of the mix takes on average if all batches are full: the least that it can take."""
     row_seconds = _row_seconds(fleet, calls)
     weights = sum(call.weight for call in calls)

@@ -11,7 +11,7 @@ import numpy as np
 from ..percentiles import percentile
 from .fleet import Run
 from .results import measured
-from .traffic import Call
+from .traffic import CompiledCall
 
 _GOAL = re.compile(
     r"(?:(?P<kind>\S+)\s+)?p(?P<share>\d+(?:\.\d+)?)\s*<\s*(?P<time>\d+(?:\.\d*)?|\.\d+)(?P<unit>us|ms|s)"
@@ -38,14 +38,14 @@ class Goal:
     share: float
     seconds: float
 
-    def value(self, calls: Sequence[Call], run: Run) -> float:
+    def value(self, calls: Sequence[CompiledCall], run: Run) -> float:
         """The percentile in a run, in seconds."""
         which = measured(run)
         if self.kind:
             which = which & (run.schedule.kind == [call.name for call in calls].index(self.kind))
         return percentile(np.where(run.reason[which] == 0, run.latency[which], np.inf), self.share)
 
-    def met(self, calls: Sequence[Call], run: Run) -> bool:
+    def met(self, calls: Sequence[CompiledCall], run: Run) -> bool:
         """Whether a run meets it; one without requests of the kind does not."""
         return self.value(calls, run) < self.seconds
 

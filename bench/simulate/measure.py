@@ -13,10 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from models.bundle import ModelCard
-from protos import fewstep_pb2 as pb
-from server.client.messages import sample_request, score_request
 
-from ..mix import Kind, resolve
+from ..mix import Call, Kind, resolve
 from .costs import Costs, Group, HostCost, StepCost, StepTable
 from .models import summaries
 from .probe import Probes, probe
@@ -111,7 +109,7 @@ class Meter:
         sample, score = _host_costs(alone, self._crowds)
         delays = []
         for found in smallest:
-            host = score if found.kind.sampler is None else sample
+            host = score if found.kind.call is Call.SCORE else sample
             known = host.receive + host.answer + host.row + between * found.steps
             delays += [max(0.0, r.latency - r.compute - known) for r in found.probes.requests]
         tables = {step.group: StepTable(step) for step in steps}
@@ -133,8 +131,9 @@ class Meter:
     def _probe(self, kind: Kind, rows: int, clients: int, seconds: float) -> _Probed:
         call = compile_call(kind, self._cards, None)
         lines = {group: count // _width(kind) for group, count in call.lines.items()}
-        message = _message(kind, rows // _width(kind), self._cards)
-        return _Probed(kind, rows, lines, probe(self._address, self._pid, message, clients, seconds))
+        option = "count" if kind.call is Call.SAMPLE else "images"
+        sized = replace(kind, options={**kind.options, option: rows // _width(kind)})
+        return _Probed(kind, rows, lines, probe(self._address, self._pid, sized, clients, seconds))
 
 
 def _width(kind: Kind) -> int:
@@ -152,7 +151,7 @@ def _probe_kinds(kinds: Sequence[Kind], cards: Mapping[str, ModelCard]) -> list[
     for kind in resolve(kinds, summaries(cards), lambda name: _steps(cards[name])):
         options = {name: value for name, value in kind.options.items() if name not in ("count", "images", "labels")}
         lengths = [options.get("steps")]
-        if kind.sampler is not None and len(options.get("m", ())) <= 1:
+        if kind.call is Call.SAMPLE and len(options.get("m", ())) <= 1:
             lengths += _steps(cards[kind.model])[:LONGER]
         for steps in lengths:
             probed = replace(kind, options=options if steps is None else {**options, "steps": steps})
@@ -167,15 +166,6 @@ def _probe_kinds(kinds: Sequence[Kind], cards: Mapping[str, ModelCard]) -> list[
 
 def _steps(card: ModelCard) -> tuple[int, ...]:
     return card.sampling.accepted_steps() if card.sampling is not None else ()
-
-
-def _message(kind: Kind, count: int, cards: Mapping[str, ModelCard]) -> pb.SampleRequest | pb.ScoreRequest:
-    if kind.sampler is not None:
-        options = {"sampler": kind.sampler, "count": count, "seed": 0, **kind.options}
-        return sample_request(kind.model, options)  # type: ignore[arg-type]
-    image = cards[kind.model].image
-    noise = np.random.default_rng(0).uniform(image.low, image.high, size=(count, *image.shape))
-    return score_request(kind.model, noise, seed=0, **kind.options)
 
 
 def _steps_and_wake(alone: Sequence[_Probed]) -> tuple[float, dict[tuple[Group, int], float]]:
@@ -236,7 +226,7 @@ def _host_costs(alone: Sequence[_Probed], crowds: Sequence[_Probed]) -> tuple[Ho
     quiet = statistics.median(found.host for found in alone if found.kind == crowds[0].kind and found.rows == 1)
     costs = []
     for scores in (False, True):
-        probed = [found for found in alone if (found.kind.sampler is None) == scores]
+        probed = [found for found in alone if (found.kind.call is Call.SCORE) == scores]
         if not probed:
             costs.append(HostCost())
             continue

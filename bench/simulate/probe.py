@@ -8,11 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import grpc
-import grpc.aio
-
-from protos import fewstep_pb2 as pb
-from protos import fewstep_pb2_grpc as rpc
+from ..mix import Kind
+from ..sender import Outcome, send_in_turns
+from ..targets import CallFailed, NativeTarget, TargetError
 
 CALL_SECONDS = 60.0
 
@@ -38,44 +36,42 @@ class Probes(NamedTuple):
     host: float
 
 
-def probe(address: str, pid: int, message: pb.SampleRequest | pb.ScoreRequest, clients: int, seconds: float) -> Probes:
-    """Send one message again and again from some clients, for so long and at least five times each.
+def probe(address: str, pid: int, kind: Kind, clients: int, seconds: float) -> Probes:
+    """Send one kind of request again and again from some clients, for so long.
 
     pid: of the server, whose main thread runs the handlers.
 
     Raises:
+        TargetError: the server does not answer, or refuses the request.
         OSError: the system does not tell a thread's CPU time (Linux does).
     """
-    return asyncio.run(_probe(address, pid, message, clients, seconds))
+    return asyncio.run(_probe(address, pid, kind, clients, seconds))
 
 
-async def _probe(
-    address: str, pid: int, message: pb.SampleRequest | pb.ScoreRequest, clients: int, seconds: float
-) -> Probes:
-    requests: list[Probed] = []
-    async with grpc.aio.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
-        method = (
-            rpc.SamplerStub(channel).Sample if isinstance(message, pb.SampleRequest) else rpc.ScorerStub(channel).Score
-        )
-        await method(message, timeout=CALL_SECONDS)  # the connection is made, and the program compiled
+async def _probe(address: str, pid: int, kind: Kind, clients: int, seconds: float) -> Probes:
+    async with NativeTarget(address) as target:
+        (known,) = await target.prepare([kind])
+        message = target.message(known, seed=0)
+        try:
+            await target.call(message, within=CALL_SECONDS)  # compiles the program, and warms up its batch size
+        except CallFailed as failed:
+            raise TargetError(f"{address}: {kind.name} ended {failed.code}") from failed
         host, started = _cpu_seconds(pid), time.perf_counter()
+        outcomes = await send_in_turns(
+            *(target, [message], [0]), clients=clients, think=0.0, seconds=seconds, timeouts=[CALL_SECONDS]
+        )
+        took, host = time.perf_counter() - started, _cpu_seconds(pid) - host
+    answered = [_probed(outcome) for outcome in outcomes if outcome.ok]
+    if not answered:
+        raise TargetError(f"{address}: no {kind.name} of {len(outcomes)} was answered")
+    return Probes(answered, took, host)
 
-        async def client() -> None:
-            sent = 0
-            while sent < 5 or time.perf_counter() - started < seconds:
-                begin = time.perf_counter()
-                answer = await method(message, timeout=CALL_SECONDS)
-                latency, timing = time.perf_counter() - begin, answer.timing
-                requests.append(
-                    Probed(
-                        *(latency, timing.queue_seconds, timing.compute_seconds),
-                        *(timing.total_seconds, timing.mean_batch_rows),
-                    )
-                )
-                sent += 1
 
-        await asyncio.gather(*(client() for _ in range(clients)))
-        return Probes(requests, time.perf_counter() - started, _cpu_seconds(pid) - host)
+def _probed(outcome: Outcome) -> Probed:
+    told = outcome.answer
+    return Probed(
+        *(outcome.service, told.queue_seconds, told.compute_seconds, told.server_seconds, told.mean_batch_rows)
+    )
 
 
 def _cpu_seconds(pid: int) -> float:

@@ -15,7 +15,7 @@ from server.types import Batch, Job, ModelKey
 
 from .agenda import Agenda
 from .costs import Costs, Group, StepTable
-from .traffic import Call
+from .traffic import CompiledCall
 from .work import WorkLeft
 
 NEGLIGIBLE = 1e-6
@@ -25,7 +25,7 @@ NEGLIGIBLE = 1e-6
 class Ticket(Protocol):
     """A request on its way, as a replica sees it. deadline: on the simulation's clock, or None."""
 
-    call: Call
+    call: CompiledCall
     seed: int
     deadline: float | None
 

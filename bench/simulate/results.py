@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..percentiles import percentiles
 from .fleet import Fleet, Run
-from .traffic import Call
+from .traffic import CompiledCall
 
 SHARES = (50.0, 90.0, 99.0, 99.9)
 
@@ -75,7 +75,7 @@ def measured(run: Run) -> NDArray[np.bool_]:
     return window
 
 
-def summarise(fleet: Fleet, rate: float, calls: Sequence[Call], run: Run, wall_seconds: float) -> FleetResult:
+def summarise(fleet: Fleet, rate: float, calls: Sequence[CompiledCall], run: Run, wall_seconds: float) -> FleetResult:
     """Put a run together. wall_seconds: what it took."""
     counted = measured(run)
     window = run.tally.end - run.tally.begin

@@ -13,13 +13,13 @@ from typing import Protocol
 
 from sortedcontainers import SortedList
 
-from .traffic import Call
+from .traffic import CompiledCall
 
 
 class Router(Protocol):
     """One proxy in front of the fleet."""
 
-    def pick(self, call: Call) -> int:
+    def pick(self, call: CompiledCall) -> int:
         """The replica that a call is sent to."""
         ...
 
@@ -35,7 +35,7 @@ class Random:
         self._replicas = replicas
         self._rng = rng
 
-    def pick(self, call: Call) -> int:
+    def pick(self, call: CompiledCall) -> int:
         return self._rng.randrange(self._replicas)
 
     def answered(self, replica: int) -> None:
@@ -49,7 +49,7 @@ class RoundRobin:
         self._replicas = replicas
         self._next = rng.randrange(replicas)
 
-    def pick(self, call: Call) -> int:
+    def pick(self, call: CompiledCall) -> int:
         self._next = (self._next + 1) % self._replicas
         return self._next
 
@@ -67,7 +67,7 @@ class LeastLoaded:
         self._order: SortedList[tuple[int, int, int]] = SortedList(self._places.values())
         self._turn = len(order)
 
-    def pick(self, call: Call) -> int:
+    def pick(self, call: CompiledCall) -> int:
         open_calls, _, replica = self._order[0]
         self._turn += 1
         self._move(replica, (open_calls + 1, self._turn, replica))
@@ -90,7 +90,7 @@ class TwoChoices:
         self._open = [0] * replicas
         self._rng = rng
 
-    def pick(self, call: Call) -> int:
+    def pick(self, call: CompiledCall) -> int:
         replicas = len(self._open)
         first = self._rng.randrange(replicas)
         # Another one than the first, each as likely.
@@ -114,7 +114,7 @@ class ByModel:
         self._routers = {model: routers[home] for model, home in self._homes.items()}
         self._router_of = {replica: router for home, router in routers.items() for replica in home}
 
-    def pick(self, call: Call) -> int:
+    def pick(self, call: CompiledCall) -> int:
         return self._routers[call.model.name].pick(call)
 
     def answered(self, replica: int) -> None:
@@ -158,7 +158,7 @@ class Oracle:
         self._places = [(0.0, replica) for replica in range(replicas)]
         self._order: SortedList[tuple[float, int]] = SortedList(self._places)
 
-    def pick(self, call: Call) -> int:
+    def pick(self, call: CompiledCall) -> int:
         return self._order[0][1]
 
     def answered(self, replica: int) -> None:

@@ -12,13 +12,13 @@ from server.config import Limits
 from server.types import ModelKey
 
 from ..mix import parse_mix
-from ..schedule import Schedule, poisson
+from ..schedule import Schedule, parse_arrivals
 from .costs import Costs
 from .fleet import Fleet, Run, simulate, work_of
 from .goal import Goal, smallest
 from .models import slots_of
 from .results import FleetResult, summarise
-from .traffic import Call, compile_calls
+from .traffic import CompiledCall, compile_calls
 
 MOST_REQUESTS = 5_000_000
 MOST_REPLICAS = 10_000
@@ -32,6 +32,7 @@ class StudyError(ValueError):
 class StudyPlan:
     """What is simulated. rates: requests a second, of the whole fleet. requests: measured ones of a run.
 
+    arrivals: `poisson`, or `burst:SIZE`.
     warmup: share of a run's time before it, in which requests arrive and do not count. timeout: seconds until callers
     give up, or None. routers: proxies, each of which knows of its own calls alone.
     """
@@ -45,6 +46,7 @@ class StudyPlan:
     timeout: float | None = None
     routers: int = 1
     seed: int = 0
+    arrivals: str = "poisson"
 
     def __post_init__(self) -> None:
         if not self.rates or not all(0 < rate < math.inf for rate in self.rates):
@@ -53,6 +55,7 @@ class StudyPlan:
             raise StudyError(f"replicas: must be within 1..{MOST_REPLICAS}, got {_listed(self.replicas)}")
         if not self.policies:
             raise StudyError("policies: must name at least one")
+        parse_arrivals(self.arrivals, 1.0)
         if not 100 <= self.requests <= MOST_REQUESTS:
             raise StudyError(f"requests: must be within 100..{MOST_REQUESTS}, got {self.requests}")
         if not 0 <= self.warmup <= 10:
@@ -93,7 +96,7 @@ class Study:
             MixError: the mix cannot be read or served. CostError: a step of it has no cost.
         """
         self.plan = plan
-        self.calls: tuple[Call, ...] = compile_calls(parse_mix(plan.mix), cards, costs)
+        self.calls: tuple[CompiledCall, ...] = compile_calls(parse_mix(plan.mix), cards, costs)
         self.results: list[FleetResult] = []
         used = {call.model.name for call in self.calls}
         self._capacities = {ModelKey(name, 1): slots_of(card, limits) for name, card in cards.items() if name in used}
@@ -145,6 +148,7 @@ class Study:
         schedule = self._schedules.get(rate)
         if schedule is None:
             seconds = (1.0 + self.plan.warmup) * self.plan.requests / rate
-            schedule = poisson(rate, seconds, [call.weight for call in self.calls], self.plan.seed)
+            law = parse_arrivals(self.plan.arrivals, rate)
+            schedule = law.schedule(seconds, [call.weight for call in self.calls], self.plan.seed)
             self._schedules[rate] = schedule
         return schedule

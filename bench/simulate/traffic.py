@@ -12,17 +12,17 @@ from models.program import Program
 from models.samplers import OptionError, SampleOptions, UnsupportedError, compile_sample, compile_score, find_scale
 from server.types import Job, ModelKey, Row
 
-from ..mix import Kind, MixError, resolve
+from ..mix import Call, Kind, MixError, resolve
 from .costs import Costs, Group, HostCost
 from .models import row_bytes, summaries
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class CompiledCall:
     """One kind of call, ready to be made into jobs. Times are in seconds.
 
     programs: one a row. host: the host's work on it, with `host_rows` images. lines: how often its rows take a step of
-    each group, in network rows.
+    each group, in network rows. timeout: until its callers give up, where it is not that of all.
     """
 
     name: str
@@ -34,6 +34,7 @@ class Call:
     host: HostCost
     host_rows: int
     lines: Mapping[Group, int]
+    timeout: float | None = None
 
     def job(self, on_done: Any, seed: int, deadline: float | None, now: float) -> Job:
         """A job as the API makes one, which was received `now`."""
@@ -43,7 +44,7 @@ class Call:
         return job
 
 
-def compile_calls(kinds: Sequence[Kind], cards: Mapping[str, ModelCard], costs: Costs) -> tuple[Call, ...]:
+def compile_calls(kinds: Sequence[Kind], cards: Mapping[str, ModelCard], costs: Costs) -> tuple[CompiledCall, ...]:
     """The calls of a mix.
 
     Raises:
@@ -57,18 +58,20 @@ def _accepted_steps(card: ModelCard) -> tuple[int, ...]:
     return card.sampling.accepted_steps() if card.sampling is not None else ()
 
 
-def compile_call(kind: Kind, cards: Mapping[str, ModelCard], costs: Costs | None) -> Call:
+def compile_call(kind: Kind, cards: Mapping[str, ModelCard], costs: Costs | None) -> CompiledCall:
     """One kind of call, for which a model has been chosen. costs: None where they are yet to be measured.
 
     Raises: as `compile_calls`.
     """
+    if kind.call is Call.INFER:
+        raise MixError(f"{kind.name!r}: an inference of any model is not simulated, samples and scores are")
     card = cards.get(kind.model)
     if card is None:
         raise MixError(f"{kind.name!r}: no model {kind.model!r}; there are: {', '.join(cards)}")
     options = dict(kind.options)
     priority = options.pop("priority", 0)
     try:
-        programs = _scores(card, options) if kind.sampler is None else _samples(card, kind.sampler, options)
+        programs = _samples(card, kind.sampler, options) if kind.call is Call.SAMPLE else _scores(card, options)
     except (OptionError, UnsupportedError) as error:
         raise MixError(f"{kind.name!r}: {error}") from error
     lines: Counter[Group] = Counter()
@@ -77,10 +80,10 @@ def compile_call(kind: Kind, cards: Mapping[str, ModelCard], costs: Costs | None
             lines[Group(card.name, line.network, line.kind)] += 2 if line.guided else 1
     host = HostCost()
     if costs is not None:
-        host = costs.score if kind.sampler is None else costs.sample
+        host = costs.sample if kind.call is Call.SAMPLE else costs.score
         for group in lines:
             costs.table(group)
-    return Call(
+    return CompiledCall(
         name=kind.name,
         weight=kind.weight,
         model=ModelKey(card.name, 1),
@@ -90,6 +93,7 @@ def compile_call(kind: Kind, cards: Mapping[str, ModelCard], costs: Costs | None
         host=host,
         host_rows=len(programs),
         lines=lines,
+        timeout=kind.timeout,
     )
 
 

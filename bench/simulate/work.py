@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from server.types import Batch, Job
 
 from .costs import Group
-from .traffic import Call
+from .traffic import CompiledCall
 
 
 class WorkLeft:
@@ -22,15 +22,15 @@ class WorkLeft:
         self._seconds = 0.0
         self._jobs: dict[Job, float] = {}
 
-    def of(self, call: Call) -> float:
+    def of(self, call: CompiledCall) -> float:
         """What a call takes in all."""
         return sum(self._row_seconds[group] * rows for group, rows in call.lines.items())
 
-    def sent(self, call: Call) -> None:
+    def sent(self, call: CompiledCall) -> None:
         """A call is on its way to the replica."""
         self._add(self.of(call))
 
-    def submitted(self, job: Job, call: Call) -> None:
+    def submitted(self, job: Job, call: CompiledCall) -> None:
         """It has become a job."""
         self._jobs[job] = self.of(call)
 
@@ -48,7 +48,7 @@ class WorkLeft:
         """A job has ended, well or not: what it had left is nothing to wait for."""
         self._add(-self._jobs.pop(job))
 
-    def refused(self, call: Call) -> None:
+    def refused(self, call: CompiledCall) -> None:
         """A call has not become a job."""
         self._add(-self.of(call))
 

@@ -7,9 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bench.load import LoadPlan
-from bench.pictures import SampleRow, ScoredSet, draw_load, draw_quality, draw_samples, draw_scores
-from bench.sender import Outcome
+from bench.pictures import SampleRow, ScoredSet, draw_quality, draw_samples, draw_scores
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -51,13 +49,6 @@ def test_scores_take_energies_of_any_size(tmp_path: Path) -> None:
     for digits, shown, threshold in ((inside, sets, 1.6), (np.zeros(3), sets[2:3], None)):
         draw_scores(tmp_path / "scores.png", digits, shown, threshold, 0.05, "energy", "foot")
         assert pixels(tmp_path / "scores.png").min() < 100
-
-
-def test_load_without_an_answer_is_drawn(tmp_path: Path) -> None:
-    """A run in which everything failed, or a kind never came, leaves a picture that says so."""
-    for outcomes in ([], [Outcome(0, 4.0, 0, 0.1, "UNAVAILABLE"), Outcome(0, 2.0, 0, 0.1, "OK")]):
-        draw_load(tmp_path / "load.png", LoadPlan(), ["ddim:1", "score"], outcomes, "foot")
-        assert pixels(tmp_path / "load.png").min() < 100
 
 
 def test_quality_curves(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from bench.load import DEFAULT_MIX, LoadPlan, run_load
+from bench.schedule import Poisson
+from bench.targets import NativeTarget
 from models.data import load_digits_split
 from server.client import FewstepClient, FewstepError, Preview, Samples
 from server.client.cli import main
@@ -86,11 +88,12 @@ def test_the_command_line_on_the_real_server(
 
 def test_the_default_load(server: RunningServer) -> None:
     """Every kind of the default mix is answered without errors, and the batches come from the metrics page."""
-    plan = LoadPlan(DEFAULT_MIX, rate=20, duration=1.5, warmup=0.5)
-    result, _ = run_load(plan, server.address, f"127.0.0.1:{server.app.metrics_port}")
+    plan = LoadPlan(DEFAULT_MIX, Poisson(20), duration=1.5, warmup=0.5)
+    result, _ = run_load(plan, NativeTarget(server.address), f"127.0.0.1:{server.app.metrics_port}")
     assert result.errors == {}
     assert all(kind.ok == kind.sent > 0 for kind in result.kinds)
     assert {"digits-ddpm/denoiser"} < set(result.batches)
-    assert all(ran["batches"] > 0 and ran["mean_rows"] >= 1 for ran in result.batches.values())
+    assert all(ran.batches > 0 and ran.mean_rows >= 1 for ran in result.batches.values())
     ddim = result.kinds[0]
-    assert ddim.queue_seconds + ddim.compute_seconds < ddim.latency["max"]
+    assert 0 < ddim.stages["queue"] + ddim.stages["compute"] < ddim.latency["max"]
+    assert all(seconds > 0 for seconds in result.total.stages.values())

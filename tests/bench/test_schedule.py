@@ -5,9 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bench.schedule import poisson
+from bench.schedule import Bursts, Poisson, Schedule, parse_arrivals
 
 WEIGHTS = (4.0, 1.0, 5.0)
+
+
+def poisson(rate: float, seconds: float, weights: tuple[float, ...], seed: int) -> Schedule:
+    return Poisson(rate).schedule(seconds, weights, seed)
 
 
 def test_the_same_arguments_give_the_same_schedule() -> None:
@@ -56,8 +60,32 @@ def test_seeds_differ_and_fit_into_json() -> None:
     assert seeds.max() < 2**53
 
 
-@pytest.mark.parametrize(("rate", "duration"), [(0, 1), (1, 0), (-1, 1)])
-def test_nothing_to_send_is_refused(rate: float, duration: float) -> None:
-    """A rate or a duration of nothing is an error, not an endless loop."""
-    with pytest.raises(ValueError, match="rate and duration must be positive"):
-        poisson(rate, duration, WEIGHTS, 0)
+def test_bursts_are_groups_at_poisson_times() -> None:
+    """Groups of one instant, whose kinds differ; the mean rate is that of the requests."""
+    schedule = Bursts(400, 8).schedule(50, WEIGHTS, 1)
+    groups = schedule.at.reshape(-1, 8)
+    assert (groups == groups[:, :1]).all()
+    assert len(schedule) == pytest.approx(400 * 50, rel=5 * np.sqrt(8 / (400 * 50)))
+    gaps = np.diff(groups[:, 0])
+    assert gaps.mean() == pytest.approx(gaps.std(), rel=10 / np.sqrt(len(gaps)))
+    assert (np.ptp(schedule.kind.reshape(-1, 8), axis=1) > 0).any()
+    # Requests in windows of a second vary by the size of a burst more than those of a Poisson process do.
+    counts = np.bincount(schedule.at.astype(int), minlength=50)
+    assert 4 < counts.var() / counts.mean() < 14
+
+
+def test_the_law_of_arrivals_is_read_from_text() -> None:
+    """poisson and burst:SIZE, at the rate that is given beside."""
+    assert parse_arrivals("poisson", 5) == Poisson(5)
+    assert parse_arrivals("burst:16", 5) == Bursts(5, 16)
+    for wrong in ("", "burst", "burst:", "burst:-1", "burst:1.5", "poisson:2", "even"):
+        with pytest.raises(ValueError, match="arrivals: must be poisson, or burst:SIZE"):
+            parse_arrivals(wrong, 5)
+
+
+@pytest.mark.parametrize("rate", [0, -1, float("nan"), float("inf")])
+def test_nothing_to_send_is_refused(rate: float) -> None:
+    """A rate of nothing is an error, not an endless loop; no time has no arrivals."""
+    with pytest.raises(ValueError, match="rate: must be positive"):
+        Poisson(rate)
+    assert len(poisson(5, 0, WEIGHTS, 0)) == 0

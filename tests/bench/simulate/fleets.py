@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from bench.schedule import Schedule, poisson
+from bench.schedule import Poisson, Schedule
 from bench.simulate.costs import Costs, Group, HostCost, StepCost
 from bench.simulate.fleet import Fleet, Run, simulate
-from bench.simulate.traffic import Call
+from bench.simulate.traffic import CompiledCall
 from models.program import Line, Program, assign
 from server.config import Limits
 from server.types import ModelKey
@@ -19,10 +19,12 @@ MODELS = (ModelKey("a", 1), ModelKey("b", 1), ModelKey("c", 1))
 UPDATE = (assign(),)
 
 
-def call(steps: int = 1, model: ModelKey = MODELS[0], *, rows: int = 1, weight: float = 1.0, **given: Any) -> Call:
+def call(
+    steps: int = 1, model: ModelKey = MODELS[0], *, rows: int = 1, weight: float = 1.0, **given: Any
+) -> CompiledCall:
     """A call of so many steps of the network `net`."""
     program = Program(0.0, 1.0, (Line("net", updates=UPDATE),) * steps)
-    return Call(
+    return CompiledCall(
         name=f"{model.name}:{steps}:{rows}",
         weight=weight,
         model=model,
@@ -58,8 +60,14 @@ def at(*when: float, kinds: Sequence[int] | None = None) -> Schedule:
 
 
 def run(
-    fleet: Fleet, calls: Sequence[Call], rate: float, seconds: float, *, timeout: float | None = None, seed: int = 0
+    fleet: Fleet,
+    calls: Sequence[CompiledCall],
+    rate: float,
+    seconds: float,
+    *,
+    timeout: float | None = None,
+    seed: int = 0,
 ) -> Run:
     """A Poisson load of the calls, all of which counts."""
-    schedule = poisson(rate, seconds, [call.weight for call in calls], seed)
+    schedule = Poisson(rate).schedule(seconds, [call.weight for call in calls], seed)
     return simulate(fleet, calls, schedule, duration=seconds, timeout=timeout, seed=seed)
