@@ -1,4 +1,4 @@
-"""`python -m bench load|demo|quality|faults|soak|simulate`: exit code 0 done, 1 failed, 2 wrong usage."""
+"""`python -m bench load|demo|quality|faults|soak|simulate|gate`: exit code 0 done, 1 failed, 2 wrong usage."""
 
 from __future__ import annotations
 
@@ -13,12 +13,21 @@ from server.client import FewstepError
 
 from . import demo, quality, soak
 from .faults import command as faults
+from .gate import command as gate
 from .load import command as load
 from .server_process import ServerFailed
 from .simulate import command as simulate
 from .targets import TargetError
 
-MEASUREMENTS = {"load": load, "demo": demo, "quality": quality, "faults": faults, "soak": soak, "simulate": simulate}
+MEASUREMENTS = {
+    "load": load,
+    "demo": demo,
+    "quality": quality,
+    "faults": faults,
+    "soak": soak,
+    "simulate": simulate,
+    "gate": gate,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -260,7 +260,7 @@ def _show_costs(costs: Costs, console: Console) -> None:
     for step in costs.steps:
         sizes = {n: 1e3 * sum(values) / len(values) for n, values in zip(step.rows, step.seconds, strict=True)}
         rows.append((str(step.group), ", ".join(f"{n}: {ms:.2f}" for n, ms in sizes.items())))
-    show(console, "a step, mean ms by rows", (("kind", "not in time"), rows))
+    show(console, "a step, mean ms by rows", (("kind", "seconds"), rows))
     console.print(
         f"host ms: sample {1e3 * (costs.sample.receive + costs.sample.answer):.2f}"
         f" + {1e3 * costs.sample.row:.3f} a row,"

@@ -197,8 +197,9 @@ def simulate(
 ) -> Run:
     """Let a schedule arrive and wait until every request has ended.
 
-    warmup, duration: replicas' work counts from the first, in seconds, and for so long. timeout: seconds until
-    callers give up, which servers know as the deadline; a call may have one of its own. progress: told now and then how many requests have arrived.
+    warmup, duration: replicas' work counts from the first, in seconds, and for so long. timeout: seconds until callers
+    give up, which servers know as the deadline; a call may have one of its own. progress: told now and then how many
+    requests have arrived.
 
     Raises:
         CostError: a batch has no cost. RuntimeError: a request was answered twice, or never.
