@@ -35,7 +35,7 @@ from .report import (
     busy_rows,
     comparison_rows,
     describe,
-    fleet_rows,
+    short_rows,
     show,
     what_it_took,
     write_check,
@@ -138,7 +138,7 @@ def _study(options: argparse.Namespace, console: Console) -> int:
 
     title = f"Simulated fleets: {plan.mix}"
     draw_study(options.output / "study.png", results, goal, title, f"costs: {describe(costs.source)}")
-    show(console, "simulated fleets", fleet_rows(results))
+    show(console, "simulated fleets", short_rows(results))
     if goal is not None:
         show(console, "the smallest fleets that meet the goal", answer_rows(goal, answers, options.max_replicas))
     console.print(what_it_took(results))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 
 import matplotlib as mpl
 import numpy as np
@@ -32,7 +33,8 @@ def draw_study(path: Path, results: Sequence[FleetResult], goal: Goal | None, ti
     columns = sizes if over_rates else rates
     policies = list(dict.fromkeys(r.policy for r in results))
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(5.2 * len(columns) + 2.2, 8.6), layout="constrained")
+        width = max(9.0, 5.2 * len(columns) + 2.0)
+        figure = Figure(figsize=(width, 8.6), layout="constrained")
         grid = figure.subplots(3, len(columns), sharex="col", sharey="row", squeeze=False, height_ratios=(3, 1.4, 1.4))
         for column, value in enumerate(columns):
             here = [r for r in results if (r.replicas if over_rates else r.rate) == value]
@@ -58,13 +60,14 @@ def draw_study(path: Path, results: Sequence[FleetResult], goal: Goal | None, ti
             _plain_log(panels[2].xaxis)
         grid[0, 0].set(yscale="log", ylabel="ms, p99 solid, p50 dashed")
         _plain_log(grid[0, 0].yaxis)
-        grid[1, 0].set(ylabel="answered in time")
-        grid[1, 0].yaxis.set_major_formatter(PercentFormatter(1.0))
+        lowest = min(r.ok / max(1, r.sent) for r in results)
+        grid[1, 0].set(ylabel="answered in time", ylim=(min(0.95, 0.98 * lowest), 1.005))
+        grid[1, 0].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         grid[2, 0].set(ylabel="device busy", ylim=(0, 1.05))
         grid[2, 0].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside right upper")
-        figure.suptitle(title, x=0.01, ha="left")
-        figure.supxlabel(foot, fontsize=8, color="0.4", x=0.01, ha="left")
+        figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside right center")
+        figure.suptitle("\n".join(wrap(title, int(11 * width))), x=0.01, ha="left", fontsize=11)
+        figure.supxlabel("\n".join(wrap(foot, int(16 * width))), fontsize=8, color="0.4", x=0.01, ha="left")
         _save(figure, path)
 
 

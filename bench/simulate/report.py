@@ -41,6 +41,14 @@ def fleet_rows(results: Sequence[FleetResult]) -> tuple[tuple[str, ...], Rows]:
     return head, rows
 
 
+def short_rows(results: Sequence[FleetResult]) -> tuple[tuple[str, ...], Rows]:
+    """Of `fleet_rows` what fits on a terminal."""
+    head, rows = fleet_rows(results)
+    kept = [index for index, name in enumerate(head) if name not in ("p99.9 ms", "host", "models")]
+    short = [tuple(cell.partition(" (")[0] for cell in row) for row in rows]
+    return tuple(head[i] for i in kept), [tuple(row[i] for i in kept) for row in short]
+
+
 def _mean_rows(result: FleetResult) -> float:
     values = list(result.batch_rows.values())
     return sum(values) / len(values) if values else math.nan
