@@ -91,7 +91,7 @@ def measure_parity(
         for seed in seeds:
             inputs = draw_inputs(card, spec, count, seed)
             expected = reference_outputs(network, spec, inputs)
-            for tensor, graph, torch_output in zip(spec.outputs, session.run(inputs), expected, strict=True):
+            for tensor, graph, torch_output in zip(spec.outputs, call_session(session, inputs), expected, strict=True):
                 checks.append(ParityCheck(output=tensor.name, rows=count, seed=seed, error=_error(graph, torch_output)))
     return tuple(checks)
 
@@ -131,11 +131,15 @@ def is_batch_invariant(session: Session, inputs: Mapping[str, Tensor]) -> bool:
 
 def _run(session: Session, inputs: Mapping[str, Tensor], batches: Sequence[Sequence[int]]) -> list[Tensor]:
     """Run batches of row numbers; returns each output with its rows back in their original order."""
-    parts = [
-        session.run({name: tensor[list(rows)].contiguous() for name, tensor in inputs.items()}) for rows in batches
-    ]
+    parts = [call_session(session, {name: tensor[list(rows)] for name, tensor in inputs.items()}) for rows in batches]
     order = torch.tensor([row for rows in batches for row in rows]).argsort()
     return [torch.cat(list(pieces))[order] for pieces in zip(*parts, strict=True)]
+
+
+def call_session(session: Session, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """`Session.run` on torch tensors."""
+    outputs = session.run({name: tensor.contiguous().numpy() for name, tensor in inputs.items()})
+    return tuple(torch.from_numpy(output) for output in outputs)
 
 
 def _same(left: Sequence[Tensor], right: Sequence[Tensor]) -> bool:

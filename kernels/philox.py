@@ -23,8 +23,11 @@ WEYL = (0x9E3779B9, 0xBB67AE85)
 
 _MASK = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
-# Additions to the key before each round, (rounds, 2).
-_KEY_STEPS = np.arange(ROUNDS, dtype=np.uint64)[:, None] * np.array(WEYL, dtype=np.uint64)
+_MULTIPLIERS = np.array(MULTIPLIERS, dtype=np.uint64)
+# Additions to the key before each round, (rounds, 2, 1).
+_KEY_STEPS = (np.arange(ROUNDS, dtype=np.uint64)[:, None] * np.array(WEYL, dtype=np.uint64))[:, :, None]
+_CHUNK = 4096
+"""Counters that are worked on at a time: all that a round touches stays in the nearest caches."""
 
 Words = npt.NDArray[np.uint64]
 Floats = npt.NDArray[np.float32]
@@ -35,18 +38,44 @@ def philox4x32(counter: Words, key: Words) -> Words:
 
     counter: (4, ...) and key: (2, ...), uint64 arrays that hold 32-bit words; their trailing
     shapes broadcast. Returns the four output words, (4, ...).
-
-    The two multiplications of a round run as one array operation on (c0, c2): for the few hundred
-    words of a small image the time goes into the number of operations, not into their size.
     """
-    key = (key + _KEY_STEPS.reshape(ROUNDS, 2, *[1] * (key.ndim - 1))) & _MASK
-    multipliers = np.array(MULTIPLIERS, dtype=np.uint64).reshape(2, *[1] * (counter.ndim - 1))
-    even, odd = counter[::2], counter[1::2]
-    for round_ in range(ROUNDS):
-        products = (multipliers * even)[::-1]
-        even = (products >> _SHIFT) ^ odd ^ key[round_]
-        odd = products & _MASK
-    return np.stack((even[0], odd[0], even[1], odd[1]))
+    shape = np.broadcast_shapes(counter.shape[1:], key.shape[1:])
+    counters = np.broadcast_to(counter, (4, *shape)).reshape(4, -1)
+    return _words(counters, np.broadcast_to(key, (2, *shape)).reshape(2, -1)).reshape(4, *shape)
+
+
+def _words(counter: Words, key: Words) -> Words:
+    """Ten rounds of Philox 4x32. counter: (4, n) and key: (2, n). Returns (4, n)."""
+    words = np.empty(counter.shape, dtype=np.uint64)
+    for first in range(0, counter.shape[1], _CHUNK):
+        part = slice(first, first + _CHUNK)
+        _rounds(counter[:, part], key[:, part], words[:, part])
+    return words
+
+
+def _rounds(counter: Words, key: Words, out: Words) -> None:
+    """counter, out: (4, n). key: (2, n).
+
+    For the few hundred words of a small image the time goes into the number of array operations, and one between two
+    contiguous arrays of one shape takes half as long as any other. So the two multiplications of a round are one, of
+    (c0, c2), nothing is allocated in a round, and the products (p0, p2) are followed by another p0: their crossing,
+    (p2, p0), is then a plain slice.
+    """
+    n = counter.shape[1]
+    keys = ((key + _KEY_STEPS) & _MASK).reshape(ROUNDS, 2 * n)
+    multipliers = np.repeat(_MULTIPLIERS, n)
+    even, odd = counter[::2].reshape(2 * n).copy(), counter[1::2].reshape(2 * n).copy()
+    products = np.empty(3 * n, dtype=np.uint64)
+    straight, crossed = products[: 2 * n], products[n:]
+    head, tail = products[:n], products[2 * n :]
+    for round_key in keys:
+        np.multiply(multipliers, even, out=straight)
+        tail[...] = head
+        np.right_shift(crossed, _SHIFT, out=even)
+        np.bitwise_xor(even, odd, out=even)
+        np.bitwise_xor(even, round_key, out=even)
+        np.bitwise_and(crossed, _MASK, out=odd)
+    out[::2], out[1::2] = even.reshape(2, n), odd.reshape(2, n)
 
 
 def normal(seeds: Sequence[int], samples: Sequence[int], draws: Sequence[int], elements: int) -> Floats:
@@ -61,14 +90,21 @@ def normal(seeds: Sequence[int], samples: Sequence[int], draws: Sequence[int], e
     rows = len(seeds)
     blocks = (elements + 3) // 4
     counter = np.zeros((4, rows, blocks), dtype=np.uint64)
-    counter[0] = np.arange(blocks, dtype=np.uint64)
-    counter[1] = np.array(draws, dtype=np.uint64)[:, None]
-    counter[2] = np.array(samples, dtype=np.uint64)[:, None]
-    seed = np.array(seeds, dtype=np.uint64)[:, None]
-    words = philox4x32(counter, np.stack((seed & _MASK, seed >> _SHIFT)))
-    uniform = (words + 0.5) * 2.0**-32
-    radius = np.sqrt(-2.0 * np.log(uniform[::2]))
-    angle = uniform[1::2] * (2.0 * np.pi)
+    key = np.empty((2, rows, blocks), dtype=np.uint64)
+    seed = np.array(seeds, dtype=np.uint64)
+    counter[0] = np.arange(blocks)
+    counter[1].T[...] = draws
+    counter[2].T[...] = samples
+    key[0].T[...] = seed & _MASK
+    key[1].T[...] = seed >> _SHIFT
+    words = _words(counter.reshape(4, -1), key.reshape(2, -1)).reshape(4, rows, blocks)
+    uniform = words + 0.5
+    uniform *= 2.0**-32
+    radius, angle = uniform[::2], uniform[1::2]
+    np.log(radius, out=radius)
+    radius *= -2.0
+    np.sqrt(radius, out=radius)
+    angle *= 2.0 * np.pi
     out = np.empty((rows, blocks, 2, 2), dtype=np.float32)
     out[..., 0] = (radius * np.cos(angle)).transpose(1, 2, 0)
     out[..., 1] = (radius * np.sin(angle)).transpose(1, 2, 0)

@@ -1,4 +1,4 @@
-"""Torch twins of the fused kernels: the CPU path, and the oracle that the kernels are tested against.
+"""Torch twins of the fused kernels: their operators' CPU path, and the oracle that the kernels are tested against.
 
 State lives in pools, `(capacity, elements)` float32; `slots` says which rows of a pool take part.
 Rows never mix: each result depends on its own row and coefficients alone, in a fixed order of
@@ -12,7 +12,6 @@ from torch import Tensor
 
 ENSEMBLE_COLUMNS = 12
 LANGEVIN_COLUMNS = 7
-METROPOLIS_COLUMNS = 6
 
 
 def ensemble_step(
@@ -114,63 +113,6 @@ def langevin_step(
     new += 0.0
     state.index_copy_(0, slots, new)
     return new, norm
-
-
-def metropolis_step(
-    state: Tensor,
-    slots: Tensor,
-    energy: Tensor,
-    gradient: Tensor,
-    coefficients: Tensor,
-    *,
-    place: Tensor,
-    slope: Tensor,
-    level: Tensor,
-    decision: Tensor,
-    noise: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """One Metropolis-adjusted Langevin step (MALA, SPEC 7), in place on the pools.
-
-    The proposal in `state` is judged, which moves place x, slope (its gradient) and level (its energy) or leaves them,
-    and the next one is made: `state <- x - step beta slope + sqrt(2 step) n`.
-
-    state, place, slope: pools `(capacity, elements)`. level: pool `(capacity,)`. slots: `(rows,)` int64, distinct.
-    energy: `(rows,)` and gradient: `(rows, elements)`, at the proposals. decision: `(rows,)` standard Gaussians.
-    noise: `(rows, elements)`. coefficients: `(rows, 6)`, columns as in `models.program.MetropolisUpdate`.
-    Returns the places x, `(rows, elements)`, and their energies, `(rows,)`.
-
-    Raises:
-        ValueError: a shape does not fit.
-    """
-    rows, elements = gradient.shape
-    _check("coefficients", coefficients, (rows, METROPOLIS_COLUMNS))
-    _check("slots", slots, (rows,))
-    _check("energy", energy, (rows,))
-    _check("decision", decision, (rows,))
-    judged_beta, judged_step, beta, step, low, high = coefficients.unsqueeze(2).unbind(1)
-    proposal = state.index_select(0, slots)
-    x, g, u = place.index_select(0, slots), slope.index_select(0, slots), level.index_select(0, slots)
-    # In float64, as the difference of two large squares decides.
-    drift, difference = (judged_step * judged_beta).double(), (proposal - x).double()
-    forth = (difference + drift * g).square().sum(1)
-    back = (drift * gradient - difference).square().sum(1)
-    a, b = judged_step.squeeze(1).double(), judged_beta.squeeze(1).double()
-    log_ratio = (forth - back) / (4.0 * a) - b * (energy - u).double()
-    inside = ((proposal >= low) & (proposal <= high)).all(1)
-    start = judged_step.squeeze(1) == 0.0  # nothing to judge by: what the division gave there is not looked at
-    taken = start | (inside & (torch.special.ndtr(decision.double()).log() < log_ratio))
-    keep = taken.unsqueeze(1)
-    x, g, u = torch.where(keep, proposal, x), torch.where(keep, gradient, g), torch.where(taken, energy, u)
-    place.index_copy_(0, slots, x)
-    slope.index_copy_(0, slots, g)
-    level.index_copy_(0, slots, u)
-    new = x - step * beta * g
-    if noise is not None:
-        _check("noise", noise, (rows, elements))
-        new += (2.0 * step).sqrt() * noise
-    new += 0.0
-    state.index_copy_(0, slots, new)
-    return x, u
 
 
 def _check(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:

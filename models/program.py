@@ -13,6 +13,7 @@ on each register, see `start_draw`, `latent_draw` and `noise_draw`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -184,28 +185,32 @@ class Program:
     registers: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     uses_accumulator: bool = False
     shared_start: bool = False
+    nfe: int = field(init=False, repr=False, compare=False)
+    """Network function evaluations: forward passes, two for a guided line."""
+    gradient_passes: int = field(init=False, repr=False, compare=False)
+    """Backward passes, counted beside NFE and never inside it."""
+    keeps_history: bool = field(init=False, repr=False, compare=False)
+    """Whether a line weights the predictions of the lines before it."""
+    line_counts: Mapping[tuple[str, str], int] = field(init=False, repr=False, compare=False)
+    """How many lines run each network with each kind of update."""
 
     def __post_init__(self) -> None:
         if not self.lines:
             raise ValueError("a program needs at least one line")
+        # Counted once: a program serves many requests, and each asks for these.
+        object.__setattr__(self, "nfe", sum(2 if line.guided else 1 for line in self.lines))
+        object.__setattr__(self, "gradient_passes", sum(line.takes_gradient for line in self.lines))
+        history = any(update.history for line in self.lines for update in line.updates)
+        object.__setattr__(self, "keeps_history", history)
+        object.__setattr__(self, "line_counts", Counter((line.network, line.kind) for line in self.lines))
 
     @property
     def needs_image(self) -> bool:
         return self.image_scale != 0.0
 
-    @property
-    def keeps_history(self) -> bool:
-        return any(update.history for line in self.lines for update in line.updates)
-
-    @property
-    def nfe(self) -> int:
-        """Network function evaluations: forward passes, two for a guided line."""
-        return sum(2 if line.guided else 1 for line in self.lines)
-
-    @property
-    def gradient_passes(self) -> int:
-        """Backward passes, counted beside NFE and never inside it."""
-        return sum(line.takes_gradient for line in self.lines)
+    def start_std(self, register: str) -> float:
+        """The std of a register's start; 0 for one that starts at zero, or at the image alone."""
+        return self.noise_scale if register == SAMPLE else self.registers.get(register, 0.0)
 
 
 def start_draw(register: int = 0) -> int:

@@ -115,7 +115,7 @@ class _Loop:
         self.label = torch.tensor(list(labels) if labels is not None else [self.null] * count, dtype=torch.int64)
         self.x: dict[str, Tensor] = {}
         for index, (name, shape) in enumerate(card.register_shapes().items()):
-            std = program.noise_scale if name == SAMPLE else program.registers.get(name, 0.0)
+            std = program.start_std(name)
             start = torch.zeros(count, *shape, dtype=dtype)
             if std:
                 start = std * self.noise(start_draw(index), shape, shared=program.shared_start)

@@ -19,6 +19,7 @@ from .config import Config, ConfigError
 from .errors import FailedPrecondition, NotFound
 from .loop.engine import Engine
 from .loop.runner import ModelRunner
+from .loop.sizes import RowSizes
 from .names import check_name
 from .programs import ProgramCache
 from .types import ModelKey
@@ -41,9 +42,11 @@ class Model:
     samplers: tuple[str, ...] = field(init=False)
     refiners: tuple[str, ...] = field(init=False)
     programs: ProgramCache = field(init=False)
+    sizes: RowSizes = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "programs", ProgramCache(self.card))
+        object.__setattr__(self, "sizes", RowSizes.of(self.card))
         object.__setattr__(self, "samplers", available_samplers(self.card))
         object.__setattr__(self, "refiners", available_refiners(self.card))
 

@@ -99,6 +99,7 @@ class Job:
     arrived: float = 0.0
     started: float | None = None
     compute_seconds: float = 0.0
+    network_seconds: float = 0.0
     batches: int = 0
     batch_rows: int = 0
     admitted: int = 0

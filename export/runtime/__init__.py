@@ -2,18 +2,21 @@
 
 `onnxruntime` (the default) runs the exported graphs; `torch` runs the modules that they were traced
 from. Each is imported when it is opened, so that serving with one needs no other one, and never an
-exporter or diffusers for the default.
+exporter, torch or diffusers for the default.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 if TYPE_CHECKING:
-    import torch
-
     from models.bundle import Bundle
+
+Array = npt.NDArray[Any]
 
 DEFAULT_ENGINE = "onnxruntime"
 ENGINES = (DEFAULT_ENGINE, "torch")
@@ -24,17 +27,13 @@ class EngineError(ValueError):
 
 
 class Session(Protocol):
-    """One network on one device, called from one thread at a time."""
+    """One network on the CPU, called from one thread at a time."""
 
     @property
     def name(self) -> str:
         """The network's name in its card."""
 
-    @property
-    def device(self) -> torch.device:
-        """Where inputs are expected and outputs are returned."""
-
-    def run(self, inputs: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    def run(self, inputs: Mapping[str, Array]) -> tuple[npt.NDArray[np.float32], ...]:
         """Run the network once for a batch.
 
         inputs: exactly the network's inputs by name, contiguous, float32 or int64 as in its

@@ -5,21 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import onnxruntime
-import torch
-from torch import Tensor
 
 from models.bundle import Bundle, NetworkSpec
 
-from . import EngineError
+from . import Array, EngineError
 
 ERRORS_ONLY = 3
 
 
 class OnnxSession:
-    """A graph in ONNX Runtime's CPU provider; tensors pass in and out as numpy views, without a copy on our side."""
-
-    device = torch.device("cpu")
+    """A graph in ONNX Runtime's CPU provider."""
 
     def __init__(self, name: str, spec: NetworkSpec, graph: bytes, threads: int, origin: Path) -> None:
         """
@@ -58,10 +56,9 @@ class OnnxSession:
                     f"{origin}: {kind} of the model are {sorted(present)}, the card says {sorted(wanted)}"
                 )
 
-    def run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    def run(self, inputs: Mapping[str, Array]) -> tuple[npt.NDArray[np.float32], ...]:
         """See `Session.run`."""
-        arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
-        return tuple(torch.from_numpy(array) for array in self._session.run(self._outputs, arrays))
+        return tuple(self._session.run(self._outputs, inputs))
 
 
 class OnnxRuntime:

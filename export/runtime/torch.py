@@ -4,29 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from models.bundle import Bundle
 from models.checkpoint import load_modules
 from models.run import Network, network_of
 
-from . import EngineError
+from . import Array, EngineError
 
 
 class TorchSession:
     """A network of a card as a torch module in eval mode."""
-
-    device = torch.device("cpu")
 
     def __init__(self, name: str, network: Network) -> None:
         self.name = name
         self._network = network
 
     @torch.no_grad()
-    def run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    def run(self, inputs: Mapping[str, Array]) -> tuple[npt.NDArray[np.float32], ...]:
         """See `Session.run`."""
-        return self._network(**inputs)
+        outputs = self._network(**{name: torch.from_numpy(array) for name, array in inputs.items()})
+        return tuple(output.numpy() for output in outputs)
 
 
 class TorchRuntime:

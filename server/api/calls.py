@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import grpc
@@ -59,10 +59,48 @@ class PendingJob:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[Any] = asyncio.Queue()
+        self._ended: asyncio.Future[ServerError | None] = self._loop.create_future()
 
     def on_done(self, job: Job, error: ServerError | None) -> None:
-        self._loop.call_soon_threadsafe(self._events.put_nowait, error or job)
+        self._loop.call_soon_threadsafe(self._end, error)
+
+    def _end(self, error: ServerError | None) -> None:
+        if not self._ended.done():  # else the caller has left meanwhile
+            self._ended.set_result(error)
+
+    async def done(self, job: Job) -> None:
+        """Submit the job and wait for its end.
+
+        Where the caller leaves early, e.g. because it is gone, the job is cancelled.
+
+        Raises:
+            ServerError: the job was refused, or failed.
+        """
+        with self._submitted(job):
+            error = await self._ended
+        if error is not None:
+            raise error
+
+    @contextmanager
+    def _submitted(self, job: Job) -> Iterator[None]:
+        call = CALL.get()
+        with CLIENT.get(UNLIMITED).holding(len(job.rows), self._engine.batcher.admission.drain):
+            if call is not None and call.trace is not None:
+                call.trace.follow(job)
+            self._engine.submit(job)
+            try:
+                yield
+            finally:
+                if not job.ended:
+                    self._engine.cancel(job)
+
+
+class PreviewedJob(PendingJob):
+    """A job whose steps are told, too."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        self._previews: asyncio.Queue[StepPreview | None] = asyncio.Queue()  # None: there are no more
 
     def on_preview(self, row: Row) -> None:
         # The row goes on while the loop gets here: take what belongs to this step now.
@@ -71,40 +109,22 @@ class PendingJob:
 
     def _put_preview(self, preview: StepPreview) -> None:
         # A slow reader loses previews, never the result, and costs bounded memory.
-        if self._events.qsize() < MAX_PENDING_PREVIEWS:
-            self._events.put_nowait(preview)
+        if self._previews.qsize() < MAX_PENDING_PREVIEWS:
+            self._previews.put_nowait(preview)
 
-    async def events(self, job: Job) -> AsyncGenerator[StepPreview, None]:
-        """Submit the job; yields what its steps gave and returns when it is done.
+    def _end(self, error: ServerError | None) -> None:
+        super()._end(error)
+        self._previews.put_nowait(None)
 
-        Where the caller leaves early, e.g. because it is gone, the job is cancelled.
-
-        Raises:
-            ServerError: the job was refused, or failed.
-        """
-        call = CALL.get()
-        submitted = False
-        try:
-            with CLIENT.get(UNLIMITED).holding(len(job.rows), self._engine.batcher.admission.drain):
-                if call is not None and call.trace is not None:
-                    call.trace.follow(job)
-                self._engine.submit(job)
-                submitted = True
-                while True:
-                    event = await self._events.get()
-                    if isinstance(event, ServerError):
-                        raise event
-                    if isinstance(event, Job):
-                        return
-                    yield event
-        finally:
-            if submitted and not job.ended:
-                self._engine.cancel(job)
-
-    async def done(self, job: Job) -> None:
-        """Submit the job and wait for its end, without previews. Raises as `events`."""
-        async for _ in self.events(job):
-            pass
+    async def previews(self, job: Job) -> AsyncGenerator[StepPreview, None]:
+        """Submit the job; yields what its steps gave and returns when it is done. Otherwise as `done`."""
+        job.on_preview = self.on_preview
+        with self._submitted(job):
+            while (preview := await self._previews.get()) is not None:
+                yield preview
+            error = await self._ended
+        if error is not None:
+            raise error
 
 
 def service_handler(

@@ -17,11 +17,10 @@ from .. import __version__
 from ..config import Config
 from ..errors import STATUS, InvalidArgument, ServerError
 from ..loop.engine import Engine
-from ..loop.runner import row_bytes
 from ..observability.metrics import Metrics
 from ..repository import Model, Repository
 from ..types import Job, Row
-from .calls import MAX_STREAM_REQUESTS, Context, PendingJob, answer, in_order, message_of
+from .calls import MAX_STREAM_REQUESTS, Context, PendingJob, PreviewedJob, answer, in_order, message_of
 from .validate import (
     check_false_alarm_rate,
     check_labels,
@@ -64,6 +63,7 @@ class Service:
             total_seconds=perf_counter() - job.arrived,
             steps=job.batches,
             mean_batch_rows=job.batch_rows / max(1, job.batches),
+            network_seconds=job.network_seconds,
         )
 
 
@@ -83,71 +83,72 @@ class Sampler(Service):
     """`fewstep.v1.Sampler`."""
 
     async def Sample(self, request: pb.SampleRequest, context: Context) -> pb.SampleResponse:
-        call = self._prepare(request, context)
-        await call.pending.done(call.job)
+        pending = PendingJob(self.engine)
+        call = self._prepare(request, context, pending)
+        await pending.done(call.job)
         return self._samples(call)
 
     async def SampleStream(self, request: pb.SampleRequest, context: Context) -> AsyncIterator[pb.SampleEvent]:
-        call = self._prepare(request, context)
-        async with aclosing(self._previews(call)) as previews:
+        pending = PreviewedJob(self.engine)
+        call = self._prepare(request, context, pending)
+        async with aclosing(self._previews(call, pending)) as previews:
             async for preview in previews:
                 yield pb.SampleEvent(preview=preview)
         yield pb.SampleEvent(result=self._samples(call))
 
     async def Refine(self, request: pb.RefineRequest, context: Context) -> pb.RefineResponse:
-        call = self._prepare_refinement(request, context)
-        await call.pending.done(call.job)
+        pending = PendingJob(self.engine)
+        call = self._prepare_refinement(request, context, pending)
+        await pending.done(call.job)
         return self._refined(call)
 
     async def RefineStream(self, request: pb.RefineRequest, context: Context) -> AsyncIterator[pb.RefineEvent]:
-        call = self._prepare_refinement(request, context)
-        async with aclosing(self._previews(call)) as previews:
+        pending = PreviewedJob(self.engine)
+        call = self._prepare_refinement(request, context, pending)
+        async with aclosing(self._previews(call, pending)) as previews:
             async for preview in previews:
                 yield pb.RefineEvent(preview=preview)
         yield pb.RefineEvent(result=self._refined(call))
 
-    def _prepare(self, request: pb.SampleRequest, context: Context) -> _ImageCall:
+    def _prepare(self, request: pb.SampleRequest, context: Context, pending: PendingJob) -> _ImageCall:
         model = self.repository.find(request.model, request.version)
         encoding = check_encoding(request.encoding, model.card.image)
         plan = sample_plan(model, request, self.config.limits.max_rows_per_request)
-        pending = PendingJob(self.engine)
         job = self.job(model, check_priority(request), pending, deadline_of(context))
         seed = check_seed(request)
         job.rows = [Row(job, seed, i, plan.program, label) for i, label in enumerate(plan.labels)]
-        job.row_bytes = row_bytes(model.bundle, plan.program)
-        return _ImageCall(model, job, pending, encoding, plan.sampler)
+        job.row_bytes = model.sizes.row_bytes(plan.program)
+        return _ImageCall(model, job, encoding, plan.sampler)
 
-    def _prepare_refinement(self, request: pb.RefineRequest, context: Context) -> _ImageCall:
+    def _prepare_refinement(self, request: pb.RefineRequest, context: Context, pending: PendingJob) -> _ImageCall:
         model = self.repository.find(request.model, request.version)
         encoding = check_encoding(request.encoding, model.card.image)
         plan = refine_plan(model, request)
         images = decode_images(request.images, model.card.image, self.config.limits.max_rows_per_request)
         labels = check_labels(model.card, (), len(images), "labels")
-        pending = PendingJob(self.engine)
         job = self.job(model, check_priority(request), pending, deadline_of(context))
         seed = check_seed(request)
         flat: Floats = images.reshape(len(images), -1)
         job.rows = [Row(job, seed, i, plan.program, labels[i], image) for i, image in enumerate(flat)]
-        job.row_bytes = row_bytes(model.bundle, plan.program)
-        return _ImageCall(model, job, pending, encoding, plan.method)
+        job.row_bytes = model.sizes.row_bytes(plan.program)
+        return _ImageCall(model, job, encoding, plan.method)
 
-    async def _previews(self, call: _ImageCall) -> AsyncGenerator[pb.Preview, None]:
+    async def _previews(self, call: _ImageCall, pending: PreviewedJob) -> AsyncGenerator[pb.Preview, None]:
         """The messages of a job's steps; returns when it is done."""
-        call.job.on_preview = call.pending.on_preview
         image, steps, factor = call.model.card.image, len(call.job.rows[0].program.lines), energy_factor(call.model)
-        async with aclosing(call.pending.events(call.job)) as events:
-            async for event in events:
-                preview = pb.Preview(step=event.step, steps=steps)
-                if event.image is not None:
-                    preview.image.CopyFrom(encode_images(event.image.reshape(1, *image.shape), image, call.encoding))
-                if event.energy is not None:
-                    preview.energy = factor * event.energy
-                if event.gradient_norm is not None:
-                    preview.gradient_norm = abs(factor) * event.gradient_norm
+        async with aclosing(pending.previews(call.job)) as steps_taken:
+            async for taken in steps_taken:
+                preview = pb.Preview(step=taken.step, steps=steps)
+                if taken.image is not None:
+                    preview.image.CopyFrom(encode_images(taken.image.reshape(1, *image.shape), image, call.encoding))
+                if taken.energy is not None:
+                    preview.energy = factor * taken.energy
+                if taken.gradient_norm is not None:
+                    preview.gradient_norm = abs(factor) * taken.gradient_norm
                 yield preview
 
     def _images(self, call: _ImageCall) -> pb.Images:
-        states = np.stack([row.state for row in call.job.rows]).reshape(-1, *call.model.card.image.shape)
+        states = np.array([row.state for row in call.job.rows]).reshape(-1, *call.model.card.image.shape)
         return encode_images(states, call.model.card.image, call.encoding)
 
     def _samples(self, call: _ImageCall) -> pb.SampleResponse:
@@ -188,7 +189,6 @@ class _ImageCall(msgspec.Struct, frozen=True):
 
     model: Model
     job: Job
-    pending: PendingJob
     encoding: int
     method: str
 
@@ -236,7 +236,7 @@ class Scorer(Service):
         seed = check_seed(request)
         flat: Floats = images.reshape(len(images), -1)
         job.rows = [Row(job, seed, i, program, image=image) for _, program in plans for i, image in enumerate(flat)]
-        job.row_bytes = max(row_bytes(model.bundle, program) for _, program in plans)
+        job.row_bytes = max(model.sizes.row_bytes(program) for _, program in plans)
         await pending.done(job)
         return self._response(model, job, [name for name, _ in plans], len(images), rate)
 

@@ -41,7 +41,6 @@ from .. import __version__
 from ..config import Config
 from ..errors import STATUS, FailedPrecondition, InvalidArgument, ModelGone, NotFound, ServerError
 from ..loop.engine import Engine
-from ..loop.runner import row_bytes
 from ..observability.metrics import Metrics
 from ..repository import Repository
 from ..types import Row
@@ -97,6 +96,10 @@ _OWN: dict[str, Reader] = {
 }
 """Options that one sampler alone knows."""
 _SCORING: dict[str, Reader] = {"scales": names, "false_alarm_rate": number, "seed": integer(0, 2**64 - 1)}
+
+
+_TIMES = ("queue_seconds", "compute_seconds", "network_seconds", "total_seconds", "mean_batch_rows")
+"""Of a request's timing, what its response's parameters tell."""
 
 
 class Answer(NamedTuple):
@@ -247,7 +250,7 @@ class GRPCInferenceService(Service):
         version = str(face.version)
         response = oip.ModelInferResponse(model_name=face.name, model_version=version, id=request.id)
         write_outputs(response, face.outputs, result.outputs)
-        times = {"queue_seconds": result.timing.queue_seconds, "compute_seconds": result.timing.compute_seconds}
+        times = {name: getattr(result.timing, name) for name in _TIMES}
         write_parameters(response, {**result.chosen, **times})
         _count(statistics, result, response.outputs[0].shape[0], started)
         return response
@@ -265,11 +268,11 @@ class GRPCInferenceService(Service):
         pending = PendingJob(self.engine)
         job = self.job(model, priority, pending, deadline)
         job.rows = [Row(job, seed, 0, plan.program, label) for seed, label in zip(seeds, plan.labels, strict=True)]
-        job.row_bytes = row_bytes(model.bundle, plan.program)
+        job.row_bytes = model.sizes.row_bytes(plan.program)
         submitted = perf_counter()
         await pending.done(job)
         done = perf_counter()
-        images = np.stack([row.state for row in job.rows]).reshape(-1, *model.card.image.shape)
+        images = np.array([row.state for row in job.rows]).reshape(-1, *model.card.image.shape)
         chosen: dict[str, str | float] = {
             "sampler": plan.sampler,
             "steps": len(plan.program.lines),
@@ -283,7 +286,7 @@ class GRPCInferenceService(Service):
         parameters = read_parameters(request, {**_SCORING, **_COMMON})
         asked = requested_outputs(request, face.outputs)
         inputs = read_inputs(request, face.inputs, self.config.limits.max_rows_per_request)
-        images = inputs["IMAGES"].astype(np.float32)  # a copy: torch wants to write
+        images = inputs["IMAGES"].astype(np.float32, copy=False)
         check_values(images, model.card.image, "IMAGES")
         priority, deadline = _scheduling(parameters, deadline)
         native = pb.ScoreRequest(priority=priority, **{name: parameters[name] for name in _SCORING.keys() & parameters})

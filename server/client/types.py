@@ -15,6 +15,7 @@ class Timing:
     queue_seconds: from admission to the first step. compute_seconds: in steps that the request took part in.
     total_seconds: from the request's arrival to the response's departure.
     steps: batches that the request took part in. mean_batch_rows: network rows in those batches, on average.
+    network_seconds: of compute_seconds, in the network itself.
     """
 
     queue_seconds: float
@@ -22,6 +23,7 @@ class Timing:
     total_seconds: float
     steps: int
     mean_batch_rows: float
+    network_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,3 +181,4 @@ class ServerStatus:
     requests_total: int
     batches_total: int
     mean_batch_rows: float
+    network_seconds: float

@@ -19,7 +19,6 @@ Not thread-safe: the engine calls it under its lock.
 from __future__ import annotations
 
 import heapq
-from collections import Counter
 from collections.abc import Callable
 
 from sortedcontainers import SortedList
@@ -83,7 +82,7 @@ class Batcher:
         if model is None or job.model in self._closed:
             raise ModelGone(f"model {job.model.name} version {job.model.version} is not loaded any more")
         now = self._clock()
-        lines = Counter((line.network, line.kind) for line in job.rows[0].program.lines)
+        lines = job.rows[0].program.line_counts
         shares = self._busy_shares() | {(job.model, kind) for _, kind in lines}
         width = min(model.capacity, model.in_flight + len(job.rows)) * job.rows[0].network_rows
         run = len(shares) * self.prediction.run_seconds(job.model, lines, width)
@@ -254,9 +253,12 @@ class Batcher:
 
     # -- complete -----------------------------------------------------------------------------
 
-    def complete(self, batch: Batch, seconds: float) -> list[tuple[Job, ServerError | None]]:
+    def complete(
+        self, batch: Batch, seconds: float, network_seconds: float = 0.0
+    ) -> list[tuple[Job, ServerError | None]]:
         """Account for a batch that ran: rows go on, or leave; returns the jobs that ended.
 
+        network_seconds: how many of the seconds the network took.
         A row's `failure` ends its whole job, and nobody else's.
         """
         network_rows = batch.network_rows
@@ -267,6 +269,7 @@ class Batcher:
         self.counters.batch_rows += network_rows
         for job in {row.job for row in batch.rows}:
             job.compute_seconds += seconds
+            job.network_seconds += network_seconds
             job.batches += 1
             job.batch_rows += network_rows
         done: list[tuple[Job, ServerError | None]] = []

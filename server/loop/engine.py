@@ -144,12 +144,12 @@ class Engine:
                 if batch is None:
                     break
                 self._step_began = started = self._clock()
-                self._run(batch)
+                network_seconds = self._run(batch)
                 self._step_began = None
                 seconds = self._clock() - started
                 if self._traces:
                     _record_step(batch, started, seconds)
-                self._complete(batch, seconds)
+                self._complete(batch, seconds, network_seconds)
         except BaseException as error:
             # Nothing below may end the loop quietly: whatever does is a bug, and callers must not hang on it.
             log.exception("the engine's loop ended")
@@ -175,10 +175,11 @@ class Engine:
             if batch is not None:
                 return batch
 
-    def _run(self, batch: Batch) -> None:
-        """Run a batch. What fails is a failure of its rows, not of the loop."""
+    def _run(self, batch: Batch) -> float:
+        """Run a batch. What fails is a failure of its rows, not of the loop. Returns the network's seconds."""
+        network_seconds = 0.0
         try:
-            self._run_or_split(batch)
+            network_seconds = self._run_or_split(batch)
         except Exception as error:
             log.exception("a step of %s failed on %d rows", batch.model, len(batch.rows))
             for row in batch.rows:
@@ -187,23 +188,24 @@ class Engine:
             if row.sample == 0 and row.job.on_preview is not None and not row.job.ended:
                 _tell(row.job.on_preview, row)
             row.preview = None
+        return network_seconds
 
-    def _run_or_split(self, batch: Batch) -> None:
+    def _run_or_split(self, batch: Batch) -> float:
         """Run a batch; where the network fails, e.g. out of memory, run its halves, down to the rows that do it."""
         try:
-            self._runners[batch.model].run(batch)
+            return self._runners[batch.model].run(batch)
         except NetworkError as error:
             middle = len(batch.rows) // 2
             log.warning("%s on %d rows%s", error, len(batch.rows), "; trying halves" if middle else "")
             if not middle:
                 batch.rows[0].failure = StepFailed(str(error))
-                return
-            for rows in (batch.rows[:middle], batch.rows[middle:]):
-                self._run_or_split(Batch.of(batch.model, batch.network, batch.kind, rows))
+                return 0.0
+            halves = (batch.rows[:middle], batch.rows[middle:])
+            return sum(self._run_or_split(Batch.of(batch.model, batch.network, batch.kind, rows)) for rows in halves)
 
-    def _complete(self, batch: Batch, seconds: float) -> None:
+    def _complete(self, batch: Batch, seconds: float, network_seconds: float) -> None:
         with self._changed:
-            ended = self.batcher.complete(batch, seconds)
+            ended = self.batcher.complete(batch, seconds, network_seconds)
             self._running = None
             self._changed.notify_all()  # drain() and remove_model() wait for idleness
         self._finish(ended)

@@ -1,57 +1,37 @@
-"""Runs one batch: gather the rows' states, run the network once, apply the fused update, scatter.
+"""Runs one batch on the CPU: gather the rows' states, run the network once, apply the fused update, scatter.
 
 State lives in pools with one slot a row; the runner knows programs and kernels, and no paper.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from math import hypot, isfinite, prod
+from collections.abc import Mapping, Sequence
+from math import hypot, isfinite
+from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
+import numpy.typing as npt
 
-from export.runtime import Session
+from export.runtime import Array, Session
+from kernels.cpu import ensemble_step, langevin_step, metropolis_step
 from kernels.philox import normal
-from kernels.reference import ensemble_step, langevin_step, metropolis_step
-from models.bundle import Bundle, ModelCard, TensorSpec
-from models.program import SAMPLE, EnsembleUpdate, LangevinUpdate, Program, Update, start_draw
+from models.bundle import Bundle, TensorSpec
+from models.program import SAMPLE, EnsembleUpdate, LangevinUpdate, Line, Update, start_draw
 
 from ..config import Limits
 from ..errors import Internal
 from ..types import Batch, Row
-
-FLOAT_BYTES = 4
-
-
-def slot_bytes(bundle: Bundle) -> int:
-    """Bytes of one row's slot: its registers and their anchors, and the sample's accumulator."""
-    elements = _elements(bundle.card)
-    return FLOAT_BYTES * (2 * sum(elements.values()) + elements[SAMPLE])
-
-
-def slots_of(bundle: Bundle, limits: Limits) -> int:
-    """How many rows of a model may be in flight."""
-    return max(1, min(limits.max_rows_in_flight, limits.state_bytes // slot_bytes(bundle)))
-
-
-def row_bytes(bundle: Bundle, program: Program) -> int:
-    """Bytes that one row may come to hold: slot, result, image, what MALA keeps, and every prediction for `custom`."""
-    images = program.uses_accumulator + program.needs_image + 1
-    images += len(program.lines) if program.keeps_history else 0
-    images += 2 if program.lines[-1].kind == "metropolis" else 0
-    return slot_bytes(bundle) + images * FLOAT_BYTES * _elements(bundle.card)[SAMPLE]
-
-
-def _elements(card: ModelCard) -> dict[str, int]:
-    """Elements of every register, `sample` first."""
-    return {name: prod(shape) for name, shape in card.register_shapes().items()}
+from .sizes import RowSizes, elements_of
 
 
 class NetworkError(Exception):
     """The engine failed on a batch; no state has been changed, so its rows may be tried again."""
+
+
+Floats = npt.NDArray[np.float32]
+Slots = npt.NDArray[np.int64]
+_Noises = dict[tuple[int, int], Floats]  # (slot, draw) -> (elements,)
 
 
 class ModelRunner:
@@ -62,16 +42,16 @@ class ModelRunner:
     ) -> None:
         """fixed_rows: networks that run at one fixed batch size, padded, so that their results cannot depend on it."""
         self.card = bundle.card
-        self.capacity = slots_of(bundle, limits)
+        self.capacity = RowSizes.of(self.card).slots(limits)
         self._sessions = sessions
         self._shapes = self.card.register_shapes()
-        self._elements = _elements(self.card)
+        self._elements = elements_of(self.card)
         self._null = self.card.labels.null if self.card.labels is not None else None
         self._fixed_rows = fixed_rows
-        self._state = {name: torch.zeros(self.capacity, size) for name, size in self._elements.items()}
-        self._anchor = {name: torch.zeros(self.capacity, size) for name, size in self._elements.items()}
-        self._accumulator: Tensor | None = None
-        self._kept: tuple[Tensor, Tensor, Tensor] | None = None
+        self._state = {name: self._pool(size) for name, size in self._elements.items()}
+        self._anchor = {name: self._pool(size) for name, size in self._elements.items()}
+        self._accumulator: Floats | None = None
+        self._kept: tuple[Floats, Floats, Floats] | None = None
 
     def warm_up(self, rows: tuple[int, ...] = (1, 2)) -> None:
         """Run every network once at a few batch sizes, so that the first request pays for no set-up."""
@@ -80,40 +60,45 @@ class ModelRunner:
                 inputs = {tensor.name: _zeros(tensor, count) for tensor in spec.inputs}
                 self._sessions[name].run(inputs)
 
-    def run(self, batch: Batch) -> None:
+    def run(self, batch: Batch) -> float:
         """Take every row of the batch one line further; what that gives is put on the rows (`server.types.Row`).
+
+        Returns the seconds that the network took of it.
 
         Raises:
             NetworkError: the network could not be run.
         """
         rows = batch.rows
-        noises = self._draw(batch)
+        lines = [row.current for row in rows]
+        slots = np.array([row.slot for row in rows])
+        noises = self._draw(batch.network, rows, lines)
         self._start([row for row in rows if row.line == 0], noises)
-        outputs = self._network(batch, torch.tensor([row.slot for row in rows]), noises)
+        outputs, seconds = self._network(batch, lines, slots, noises)
         if batch.kind == "score":
             self._record_scores(rows, outputs[0])
         else:
             if batch.kind != "ensemble":
                 self._record_energies(rows, outputs[0])
-            self._set_anchors(rows)
-            for members in _by_target(rows).values():
-                self._update(members, len(rows), outputs, noises)
+            self._set_anchors(rows, lines)
+            for members in _by_target(rows, lines).values():
+                self._update(members, slots, outputs, noises)
         for row in rows:
             if row.last:
-                row.state = self._state[SAMPLE][row.slot].numpy().copy()
+                row.state = self._state[SAMPLE][row.slot].copy()
+        return seconds
 
     # -- parts of a step ------------------------------------------------------------------------
 
-    def _draw(self, batch: Batch) -> _Noises:
+    def _draw(self, network: str, rows: Sequence[Row], lines: Sequence[Line]) -> _Noises:
         """All noise of the step in as few generator calls as there are sizes (usually one)."""
-        latent = next((s for s in self.card.networks[batch.network].inputs if s.name == "latent"), None)
+        latent = next((s for s in self.card.networks[network].inputs if s.name == "latent"), None)
         wanted: dict[int, list[tuple[Row, int, int]]] = {}
-        for row in batch.rows:
-            line, program = row.current, row.program
+        for row, line in zip(rows, lines, strict=True):
             if row.line == 0:
+                program = row.program
                 sample = 0 if program.shared_start else row.sample
                 for index, (name, elements) in enumerate(self._elements.items()):
-                    if program.noise_scale if name == SAMPLE else program.registers.get(name):
+                    if program.start_std(name):
                         wanted.setdefault(elements, []).append((row, start_draw(index), sample))
             for update in line.updates:
                 if update.noise is not None:
@@ -126,24 +111,24 @@ class ModelRunner:
         noises: _Noises = {}
         for elements, keys in wanted.items():
             seeds, draws = [row.seed for row, _, _ in keys], [draw for _, draw, _ in keys]
-            values = torch.from_numpy(normal(seeds, [sample for _, _, sample in keys], draws, elements))
+            values = normal(seeds, [sample for _, _, sample in keys], draws, elements)
             for (row, draw, _), value in zip(keys, values, strict=True):
                 noises[row.slot, draw] = value
         return noises
 
-    def _start(self, rows: list[Row], noises: _Noises) -> None:
+    def _start(self, rows: Sequence[Row], noises: _Noises) -> None:
         """Fill the slots of rows at their first line; see `models.program.Program`."""
         for row in rows:
             program, slot = row.program, row.slot
-            for index, name in enumerate(self._state):
-                x = self._state[name][slot]
-                std = program.noise_scale if name == SAMPLE else program.registers.get(name, 0.0)
+            for index, (name, pool) in enumerate(self._state.items()):
+                x = pool[slot]
+                std = program.start_std(name)
                 if std:
-                    torch.mul(noises[slot, start_draw(index)], std, out=x)
+                    np.multiply(noises[slot, start_draw(index)], np.float32(std), out=x)
                 else:
-                    x.zero_()
+                    x[...] = 0.0
                 if name == SAMPLE and program.needs_image:
-                    x += program.image_scale * torch.from_numpy(row.image)
+                    x += np.float32(program.image_scale) * row.image
                 self._anchor[name][slot] = x
             if program.uses_accumulator:
                 self._accumulators()[slot] = self._state[SAMPLE][slot]
@@ -151,66 +136,79 @@ class ModelRunner:
                 # Its coefficient is 0 for this row, but what another row left there may be NaN.
                 self._accumulator[slot] = 0.0
 
-    def _accumulators(self) -> Tensor:
+    def _pool(self, elements: int) -> Floats:
+        return np.zeros((self.capacity, elements), dtype=np.float32)
+
+    def _accumulators(self) -> Floats:
         if self._accumulator is None:
-            self._accumulator = torch.zeros_like(self._state[SAMPLE])
+            self._accumulator = self._pool(self._elements[SAMPLE])
         return self._accumulator
 
-    def _kept_pools(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Place, slope and level of `kernels.reference.metropolis_step`; made when the first row needs them."""
+    def _kept_pools(self) -> tuple[Floats, Floats, Floats]:
+        """Place, slope and level of `kernels.cpu.metropolis_step`; made when the first row needs them."""
         if self._kept is None:
-            like = self._state[SAMPLE]
-            self._kept = torch.zeros_like(like), torch.zeros_like(like), torch.zeros(self.capacity)
+            size = self._elements[SAMPLE]
+            self._kept = self._pool(size), self._pool(size), np.zeros(self.capacity, dtype=np.float32)
         return self._kept
 
-    def _network(self, batch: Batch, slots: Tensor, noises: _Noises) -> tuple[Tensor, ...]:
-        """Run the network on all rows and, behind them, once more on the guided rows with the null label."""
+    def _network(
+        self, batch: Batch, lines: Sequence[Line], slots: Slots, noises: _Noises
+    ) -> tuple[tuple[Floats, ...], float]:
+        """Run the network on all rows and, behind them, once more on the guided rows with the null label.
+
+        Returns its outputs, and the seconds that it took.
+        """
         rows = batch.rows
-        guided = [index for index, row in enumerate(rows) if row.current.guided]
+        guided = [index for index, line in enumerate(lines) if line.guided]
         order = [*range(len(rows)), *guided]
-        picked = slots if not guided else slots[torch.tensor(order)]
-        inputs: dict[str, Tensor] = {}
+        picked = slots[order] if guided else slots
+        inputs: dict[str, Array] = {}
         for spec in self.card.networks[batch.network].inputs:
-            if spec.name in self._state:
-                pool = self._state[spec.name]
-                inputs[spec.name] = pool.index_select(0, picked).view(-1, *self._shapes[spec.name])
-            elif spec.name == "label":
+            name = spec.name
+            if name in self._state:
+                inputs[name] = self._state[name][picked].reshape(-1, *self._shapes[name])
+            elif name == "label":
                 labels = [self._null if row.label is None else row.label for row in rows]
-                inputs["label"] = torch.tensor([*labels, *(self._null for _ in guided)])
-            elif spec.name == "latent":
-                latents = torch.stack([noises[rows[i].slot, _latent(rows[i])] for i in order])
-                inputs["latent"] = latents.view(-1, *spec.shape)
+                inputs[name] = np.array([*labels, *(self._null for _ in guided)], dtype=np.int64)
+            elif name == "latent":
+                latents = np.stack([noises[rows[i].slot, _latent(rows[i])] for i in order])
+                inputs[name] = latents.reshape(-1, *spec.shape)
             else:
-                inputs[spec.name] = torch.tensor([rows[i].current.scalars[spec.name] for i in order])
+                inputs[name] = np.array([lines[i].scalars[name] for i in order], dtype=np.float32)
         fixed = self._fixed_rows.get(batch.network)
         if fixed is not None:
-            inputs = {name: _pad(tensor, fixed) for name, tensor in inputs.items()}
+            inputs = {name: _pad(array, fixed) for name, array in inputs.items()}
+        started = perf_counter()
         try:
             outputs = self._sessions[batch.network].run(inputs)
         except Exception as error:
             raise NetworkError(f"network {batch.network} failed: {error}") from error
-        return tuple(output[: len(order)] for output in outputs)
+        return tuple(output[: len(order)] for output in outputs), perf_counter() - started
 
-    def _set_anchors(self, rows: list[Row]) -> None:
-        for row in rows:
-            if row.current.sets_anchor:
-                for update in row.current.updates:
+    def _set_anchors(self, rows: Sequence[Row], lines: Sequence[Line]) -> None:
+        for row, line in zip(rows, lines, strict=True):
+            if line.sets_anchor:
+                for update in line.updates:
                     self._anchor[update.register][row.slot] = self._state[update.register][row.slot]
 
-    def _update(self, members: list[_Member], count: int, outputs: tuple[Tensor, ...], noises: _Noises) -> None:
-        """Apply updates of one kind on one register. count: rows of the batch, which the guided ones stand behind."""
+    def _update(self, members: Sequence[_Member], slots: Slots, outputs: tuple[Floats, ...], noises: _Noises) -> None:
+        """Apply updates of one kind on one register.
+
+        slots: of all rows of the batch, behind whose outputs those of the guided ones stand.
+        """
+        count = len(slots)
         rows, updates = [member.row for member in members], [member.update for member in members]
-        slots = torch.tensor([row.slot for row in rows])
-        register, kind = updates[0].register, type(updates[0].rule)
+        register, rule = updates[0].register, type(updates[0].rule)
         out = outputs[updates[0].output].reshape(-1, self._elements[register])
         conditional, unconditional = out[:count], out[count:]
         if len(members) < count:
-            conditional = conditional[torch.tensor([member.place for member in members])]
+            places = [member.place for member in members]
+            conditional, slots = conditional[places], slots[places]
         noise = self._update_noise(members, noises)
-        coefficients = _coefficients(updates)
-        if kind is EnsembleUpdate:
+        coefficients = np.array([update.coefficients for update in updates])
+        if rule is EnsembleUpdate:
             states, previews = self._ensemble(rows, register, slots, conditional, unconditional, coefficients, noise)
-        elif kind is LangevinUpdate:
+        elif rule is LangevinUpdate:
             pools = self._state[register], self._anchor[register]
             states, norms = langevin_step(pools[0], slots, conditional, coefficients, anchor=pools[1], noise=noise)
             previews = states
@@ -222,19 +220,19 @@ class ModelRunner:
 
     def _ensemble(
         self,
-        rows: list[Row],
+        rows: Sequence[Row],
         register: str,
-        slots: Tensor,
-        output: Tensor,
-        unconditional: Tensor,
-        coefficients: Tensor,
-        noise: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
+        slots: Slots,
+        output: Floats,
+        unconditional: Floats,
+        coefficients: Floats,
+        noise: Floats | None,
+    ) -> tuple[Floats, Floats]:
         """The new states and the predictions."""
         null = None
         if len(unconditional):
-            null = output.clone()
-            null[torch.tensor([row.current.guided for row in rows])] = unconditional
+            null = output.copy()
+            null[[row.current.guided for row in rows]] = unconditional
         accumulates = register == SAMPLE and any(row.program.uses_accumulator for row in rows)
         states, prediction = ensemble_step(
             self._state[register],
@@ -249,76 +247,82 @@ class ModelRunner:
         )
         for index, row in enumerate(rows):
             if row.program.keeps_history and not row.last:
-                row.history.append(prediction[index].clone())
+                row.history.append(prediction[index].copy())
         return states, prediction
 
     def _metropolis(
         self,
-        members: list[_Member],
-        slots: Tensor,
-        energies: Tensor,
-        gradient: Tensor,
-        coefficients: Tensor,
-        noise: Tensor | None,
+        members: Sequence[_Member],
+        slots: Slots,
+        energies: Floats,
+        gradient: Floats,
+        coefficients: Floats,
+        noise: Floats | None,
         noises: _Noises,
-    ) -> Tensor:
+    ) -> Floats:
         """The places of the chains; the energies and the gradients' norms that the rows get are those there."""
         place, slope, level = self._kept_pools()
         decided = [None if m.update.decision is None else noises[m.row.slot, m.update.decision] for m in members]
-        places, levels = metropolis_step(
+        places, levels, norms = metropolis_step(
             self._state[SAMPLE],
             slots,
-            energies[torch.tensor([member.place for member in members])],
+            energies[[member.place for member in members]],
             gradient,
             coefficients,
             place=place,
             slope=slope,
             level=level,
-            decision=torch.tensor([0.0 if value is None else float(value) for value in decided]),
+            decision=np.array([0.0 if value is None else value[0] for value in decided], dtype=np.float32),
             noise=noise,
         )
-        norms = slope.index_select(0, slots).double().square().sum(1).sqrt().tolist()
-        for member, energy, norm in zip(members, levels.tolist(), norms, strict=True):
+        for member, energy, norm in zip(members, levels.tolist(), norms.tolist(), strict=True):
             member.row.energy, member.row.gradient_norm = energy, norm
             if not isfinite(energy):
                 self._fail(member.row)
         return places
 
-    def _weighted_history(self, rows: list[Row]) -> Tensor | None:
+    def _weighted_history(self, rows: Sequence[Row]) -> Floats | None:
         if not any(row.current.updates[0].history for row in rows):
             return None
-        total = torch.zeros(len(rows), self._elements[SAMPLE])
+        total = np.zeros((len(rows), self._elements[SAMPLE]), dtype=np.float32)
         for index, row in enumerate(rows):
             for weight, before in zip(row.current.updates[0].history, row.history, strict=False):
-                total[index] += weight * before
+                total[index] += np.float32(weight) * before
         return total
 
-    def _update_noise(self, members: list[_Member], noises: _Noises) -> Tensor | None:
-        if all(member.update.noise is None for member in members):
+    def _update_noise(self, members: Sequence[_Member], noises: _Noises) -> Floats | None:
+        draws = [member.update.noise for member in members]
+        if all(draw is None for draw in draws):
             return None
-        zero = torch.zeros(self._elements[members[0].update.register])
-        keys = [(member.row.slot, member.update.noise) for member in members]
-        return torch.stack([zero if draw is None else noises[slot, draw] for slot, draw in keys])
+        noise = np.zeros((len(members), self._elements[members[0].update.register]), dtype=np.float32)
+        for index, (member, draw) in enumerate(zip(members, draws, strict=True)):
+            if draw is not None:
+                noise[index] = noises[member.row.slot, draw]
+        return noise
 
     # -- what it gave ---------------------------------------------------------------------------
 
-    def _record_states(self, rows: list[Row], states: Tensor, previews: Tensor | None) -> None:
+    def _record_states(self, rows: Sequence[Row], states: Floats, previews: Floats | None) -> None:
         """Put on the rows what is not finite, and the previews that are wanted."""
-        finite = torch.isfinite(states.sum(1)).tolist()
-        for index, row in enumerate(rows):
-            # A sum of large finite values may overflow, so the row itself decides.
-            if not finite[index] and not torch.isfinite(states[index]).all():
-                self._fail(row)
-            if previews is not None and row.sample == 0 and row.job.on_preview is not None:
-                row.preview = previews[index].numpy().copy()
+        # What is not finite shows in the sum. A sum of large finite values may overflow, so the values decide.
+        with np.errstate(all="ignore"):
+            suspicious = not isfinite(states.sum())
+        if suspicious:
+            for row, finite in zip(rows, np.isfinite(states).all(1).tolist(), strict=True):
+                if not finite:
+                    self._fail(row)
+        if previews is not None:
+            for index, row in enumerate(rows):
+                if row.sample == 0 and row.job.on_preview is not None:
+                    row.preview = previews[index].copy()
 
-    def _record_energies(self, rows: list[Row], energies: Tensor) -> None:
+    def _record_energies(self, rows: Sequence[Row], energies: Floats) -> None:
         for row, energy in zip(rows, energies.tolist(), strict=True):
             row.energy, row.gradient_norm = energy, None
             if not isfinite(energy) and row.current.kind != "metropolis":  # a proposal may be anywhere: it is refused
                 self._fail(row)
 
-    def _record_scores(self, rows: list[Row], energies: Tensor) -> None:
+    def _record_scores(self, rows: Sequence[Row], energies: Floats) -> None:
         for row, energy in zip(rows, energies.tolist(), strict=True):
             row.scores.append(energy)
             if not isfinite(energy):
@@ -338,17 +342,14 @@ class _Member(NamedTuple):
     update: Update
 
 
-def _by_target(rows: list[Row]) -> dict[tuple[str, type, int], list[_Member]]:
+def _by_target(rows: Sequence[Row], lines: Sequence[Line]) -> dict[tuple[str, type, int], list[_Member]]:
     """The updates of a batch by register, kind of rule and network output: those of one entry are one kernel's work."""
     targets: dict[tuple[str, type, int], list[_Member]] = {}
-    for index, row in enumerate(rows):
-        for update in row.current.updates:
+    for index, (row, line) in enumerate(zip(rows, lines, strict=True)):
+        for update in line.updates:
             key = update.register, type(update.rule), update.output
             targets.setdefault(key, []).append(_Member(index, row, update))
     return targets
-
-
-_Noises = dict[tuple[int, int], Tensor]  # (slot, draw) -> (elements,)
 
 
 def _latent(row: Row) -> int:
@@ -357,15 +358,11 @@ def _latent(row: Row) -> int:
     return row.current.latent
 
 
-def _coefficients(updates: list[Update]) -> Tensor:
-    return torch.from_numpy(np.stack([update.coefficients for update in updates]))
-
-
-def _pad(tensor: Tensor, rows: int) -> Tensor:
+def _pad(array: Array, rows: int) -> Array:
     """Repeat the last row up to the fixed batch size; a batch above it stays as it is."""
-    missing = rows - len(tensor)
-    return tensor if missing <= 0 else torch.cat([tensor, tensor[-1:].expand(missing, *tensor.shape[1:])]).contiguous()
+    missing = rows - len(array)
+    return array if missing <= 0 else np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])
 
 
-def _zeros(spec: TensorSpec, rows: int) -> Tensor:
-    return torch.zeros(rows, *spec.shape, dtype=torch.int64 if spec.dtype == "int64" else torch.float32)
+def _zeros(spec: TensorSpec, rows: int) -> Array:
+    return np.zeros((rows, *spec.shape), dtype=np.int64 if spec.dtype == "int64" else np.float32)

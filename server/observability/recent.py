@@ -150,7 +150,11 @@ class Recent:
         """A call ended. rpc, code: names that the server knows; the others may be the caller's."""
         key = math.floor(math.log(max(seconds, _SHORTEST_SECONDS)) * _CELLS_PER_E) if code == "OK" else None
         with self._lock:
-            self._calls.at(int(self._clock())).setdefault(rpc, Counter())[key] += 1
+            second = self._calls.at(int(self._clock()))
+            counts = second.get(rpc)
+            if counts is None:  # not `setdefault`: to make a Counter costs more than all the rest
+                counts = second[rpc] = Counter()
+            counts[key] += 1
             if code not in ANSWERED:
                 text = error if len(error) <= MAX_ERROR_CHARACTERS else error[:MAX_ERROR_CHARACTERS] + "..."
                 errors = self._errors.setdefault(code, deque(maxlen=MAX_ERRORS))

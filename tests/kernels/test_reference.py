@@ -1,4 +1,4 @@
-"""The torch twins against formulas written out in float64, and their indifference to company."""
+"""The updates in torch and in NumPy against formulas written out in float64, and their indifference to company."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from kernels.reference import ensemble_step, langevin_step
+from kernels import cpu, reference
 
 CAPACITY, ELEMENTS = 12, 37
 
@@ -21,7 +21,31 @@ def _coefficients(rows: int) -> torch.Tensor:
     return values
 
 
-def _ensemble(rows: list[int], *, company: list[int] = ()) -> dict[str, torch.Tensor]:
+def _ensemble_in_numpy(*arguments, **keywords):
+    return _in_numpy(cpu.ensemble_step, arguments, keywords)
+
+
+def _langevin_in_numpy(*arguments, **keywords):
+    return _in_numpy(cpu.langevin_step, arguments, keywords)
+
+
+def _in_numpy(step, arguments, keywords):
+    """Call a step of `kernels.cpu` on the tensors' own memory, as it works in place."""
+    found = step(*(tensor.numpy() for tensor in arguments), **{name: t.numpy() for name, t in keywords.items()})
+    return tuple(torch.from_numpy(array) for array in found)
+
+
+@pytest.fixture(params=[reference.ensemble_step, _ensemble_in_numpy], ids=["torch", "numpy"])
+def ensemble_step(request):
+    return request.param
+
+
+@pytest.fixture(params=[reference.langevin_step, _langevin_in_numpy], ids=["torch", "numpy"])
+def langevin_step(request):
+    return request.param
+
+
+def _ensemble(ensemble_step, rows: list[int], *, company: list[int] = ()) -> dict[str, torch.Tensor]:
     """Update `rows` of fixed pools, together with the rows `company`; returns the pools and predictions."""
     order = [*company, *rows]
     pools = {
@@ -43,10 +67,10 @@ def _ensemble(rows: list[int], *, company: list[int] = ()) -> dict[str, torch.Te
     return pools | {"prediction": prediction[len(company) :]}
 
 
-def test_ensemble_step_is_its_formula():
+def test_ensemble_step_is_its_formula(ensemble_step):
     """The whole update, with random coefficients, matches float64 to float32 precision; other rows stay."""
     rows = [7, 2, 11]
-    got = _ensemble(rows)
+    got = _ensemble(ensemble_step, rows)
     x0 = {
         name: _normal(CAPACITY, ELEMENTS, seed=seed).double().numpy() for seed, name in enumerate(("x", "xT", "y"), 10)
     }
@@ -66,13 +90,13 @@ def test_ensemble_step_is_its_formula():
     assert np.allclose(got["prediction"], p[rows], rtol=1e-5, atol=2e-6)
 
 
-def test_company_leaves_no_trace():
+def test_company_leaves_no_trace(ensemble_step):
     """A row's new state is bitwise the same alone and behind other rows."""
-    alone, crowded = _ensemble([3]), _ensemble([3], company=[8, 1, 0, 9, 5])
+    alone, crowded = _ensemble(ensemble_step, [3]), _ensemble(ensemble_step, [3], company=[8, 1, 0, 9, 5])
     assert alone["state"][3].numpy().tobytes() == crowded["state"][3].numpy().tobytes()
 
 
-def test_absent_terms_leave_no_trace_in_the_sign_of_zero():
+def test_absent_terms_leave_no_trace_in_the_sign_of_zero(ensemble_step):
     """A row without noise gets the same bytes whether or not a neighbour has noise, where its result is zero."""
     state, anchor = torch.zeros(2, 4), torch.zeros(2, 4)
     coefficients = torch.zeros(2, 12)
@@ -84,7 +108,7 @@ def test_absent_terms_leave_no_trace_in_the_sign_of_zero():
     assert state[0].numpy().tobytes() == alone
 
 
-def test_langevin_step_is_its_formula():
+def test_langevin_step_is_its_formula(langevin_step):
     """Gradient, anchor, noise, clip of the displacement and box, per row, against float64; norms are returned."""
     state, anchor = _normal(CAPACITY, ELEMENTS, seed=1), _normal(CAPACITY, ELEMENTS, seed=2)
     gradient, noise = _normal(3, ELEMENTS, seed=3), _normal(3, ELEMENTS, seed=4)
@@ -104,7 +128,7 @@ def test_langevin_step_is_its_formula():
 
 
 @pytest.mark.parametrize("name", ["coefficients", "noise", "slots"])
-def test_wrong_shapes_are_refused_by_name(name):
+def test_wrong_shapes_are_refused_by_name(name, ensemble_step):
     """A tensor of the wrong shape is named with its shape and the expected one."""
     arguments = {
         "coefficients": torch.zeros(2, 12),

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from kernels import cpu
 from kernels.philox import normal
-from kernels.reference import metropolis_step
 from models.run import energy_gradient, run
 from models.samplers import OptionError, SampleOptions, UnsupportedError, compile_sample
 
@@ -74,6 +74,12 @@ def test_proposals_out_of_the_box_are_refused():
     assert float(end().abs().max()) > 1.0
 
 
+def metropolis_step(*arguments: torch.Tensor, **keywords: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The served step, on the tensors' own memory, as it works in place."""
+    found = cpu.metropolis_step(*(t.numpy() for t in arguments), **{name: t.numpy() for name, t in keywords.items()})
+    return tuple(torch.from_numpy(array) for array in found)
+
+
 def test_the_kernel_is_the_definition_row_by_row():
     """The fused step takes and refuses the same proposals as the formula written out in float64, for mixed rows."""
     rows, elements = 64, 5
@@ -87,7 +93,7 @@ def test_the_kernel_is_the_definition_row_by_row():
     coefficients[::5, 3] = 0.0  # ends
     before = (state.clone(), place.clone(), slope.clone(), level.clone())
     slots = torch.arange(rows)
-    places, levels = metropolis_step(
+    places, levels, norms = metropolis_step(
         state,
         slots,
         energy,
@@ -111,6 +117,7 @@ def test_the_kernel_is_the_definition_row_by_row():
         taken_count += taken
         kept, kept_slope = (x1, g1) if taken else (x0, g0)
         assert torch.allclose(places[i].double(), kept)
+        assert float(norms[i]) == pytest.approx(float(kept_slope.norm()), rel=1e-6)
         assert float(levels[i]) == pytest.approx(float(energy[i] if taken else before[3][i]))
         wanted = kept - step * beta * kept_slope + (2 * step) ** 0.5 * noise[i].double()
         assert torch.allclose(state[i].double(), wanted, atol=1e-6)
