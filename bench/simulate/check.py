@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from models.bundle import ModelCard
 from server.config import Limits
+from server.loop.sizes import RowSizes
 
 from ..load.plan import LoadPlan
 from ..load.run import run_load, schedule_of
@@ -23,7 +24,6 @@ from ..schedule import Poisson, Schedule
 from ..targets import NativeTarget
 from .costs import Costs
 from .fleet import Fleet, Run, simulate
-from .models import slots_of
 from .traffic import CompiledCall
 
 SHARES = (50.0, 99.0)
@@ -99,7 +99,7 @@ class Measured:
 def one_server(costs: Costs, calls: Sequence[CompiledCall], cards: Mapping[str, ModelCard]) -> Fleet:
     """The fleet of one server with the limits that servers have by default."""
     limits = Limits()
-    capacities = {call.model: slots_of(cards[call.model.name], limits) for call in calls}
+    capacities = {call.model: RowSizes.of(cards[call.model.name]).slots(limits) for call in calls}
     return Fleet("round-robin", 1, 1, limits, capacities, costs)
 
 

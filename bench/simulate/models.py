@@ -1,19 +1,14 @@
-"""The models that a simulated server has: their cards, read without their weights, and what their rows take."""
+"""The models that a simulated server has: their cards, read without their weights."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import prod
 from pathlib import Path
 
 from models.bundle import MANIFEST, Manifest, ModelCard, decode
 from models.checkpoint import CHECKPOINT
-from models.program import SAMPLE, Program
 from models.samplers import available_refiners, available_samplers
 from server.client import ModelSummary
-from server.config import Limits
-
-FLOAT_BYTES = 4
 
 
 class ModelsError(ValueError):
@@ -51,21 +46,3 @@ def summaries(cards: Mapping[str, ModelCard]) -> Sequence[ModelSummary]:
         )
         for card in cards.values()
     ]
-
-
-def slots_of(card: ModelCard, limits: Limits) -> int:
-    """As `server.loop.runner.slots_of`, which needs a bundle, and torch: rows of a model that may be in flight."""
-    return max(1, min(limits.max_rows_in_flight, limits.state_bytes // _slot_bytes(card)))
-
-
-def row_bytes(card: ModelCard, program: Program) -> int:
-    """As `server.loop.runner.row_bytes`: bytes that one row may come to hold."""
-    images = program.uses_accumulator + program.needs_image + 1
-    images += len(program.lines) if program.keeps_history else 0
-    images += 2 if program.lines[-1].kind == "metropolis" else 0
-    return _slot_bytes(card) + images * FLOAT_BYTES * prod(card.register_shapes()[SAMPLE])
-
-
-def _slot_bytes(card: ModelCard) -> int:
-    elements = {name: prod(shape) for name, shape in card.register_shapes().items()}
-    return FLOAT_BYTES * (2 * sum(elements.values()) + elements[SAMPLE])

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from models.bundle import ModelCard
 from server.config import Limits
+from server.loop.sizes import RowSizes
 from server.types import ModelKey
 
 from ..mix import parse_mix
@@ -16,7 +17,6 @@ from ..schedule import Schedule, parse_arrivals
 from .costs import Costs
 from .fleet import Fleet, Run, simulate, work_of
 from .goal import Goal, smallest
-from .models import slots_of
 from .results import FleetResult, summarise
 from .traffic import CompiledCall, compile_calls
 
@@ -99,7 +99,7 @@ class Study:
         self.calls: tuple[CompiledCall, ...] = compile_calls(parse_mix(plan.mix), cards, costs)
         self.results: list[FleetResult] = []
         used = {call.model.name for call in self.calls}
-        self._capacities = {ModelKey(name, 1): slots_of(card, limits) for name, card in cards.items() if name in used}
+        self._capacities = {ModelKey(name, 1): RowSizes.of(cards[name]).slots(limits) for name in sorted(used)}
         self._costs, self._limits = costs, limits
         self._progress = progress
         self._schedules: dict[float, Schedule] = {}

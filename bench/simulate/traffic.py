@@ -10,11 +10,12 @@ from typing import Any
 from models.bundle import ModelCard
 from models.program import Program
 from models.samplers import OptionError, SampleOptions, UnsupportedError, compile_sample, compile_score, find_scale
+from server.loop.sizes import RowSizes
 from server.types import Job, ModelKey, Row
 
 from ..mix import Call, Kind, MixError, resolve
 from .costs import Costs, Group, HostCost
-from .models import row_bytes, summaries
+from .models import summaries
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,7 @@ def compile_call(kind: Kind, cards: Mapping[str, ModelCard], costs: Costs | None
         weight=kind.weight,
         model=ModelKey(card.name, 1),
         programs=programs,
-        row_bytes=max(row_bytes(card, program) for program in programs),
+        row_bytes=max(RowSizes.of(card).row_bytes(program) for program in programs),
         priority=priority,
         host=host,
         host_rows=len(programs),

@@ -11,15 +11,13 @@ import pytest
 from bench.load.plan import DEFAULT_MIX
 from bench.mix import MixError, parse_mix
 from bench.simulate.costs import CostError, Costs, Group, HostCost, StepCost
-from bench.simulate.models import ModelsError, read_cards, row_bytes, slots_of
+from bench.simulate.models import ModelsError, read_cards
 from bench.simulate.traffic import CompiledCall, compile_call, compile_calls
 from models.bundle import ModelCard
 from models.machine import ROOT
 from models.samplers import available_samplers
 from server.api.validate import sample_plan, score_plan
 from server.client.messages import sample_request, score_request
-from server.config import Limits
-from server.loop import runner
 from server.programs import ProgramCache
 
 CARDS = read_cards(ROOT / "models" / "zoo")
@@ -67,20 +65,6 @@ def test_a_guided_step_takes_two_rows():
     group = Group("digits-ddpm", "denoiser", "ensemble")
     assert compiled("ddim:8").lines == {group: 8}
     assert compiled("ddim:8:guidance=1:count=3").lines == {group: 48}
-
-
-@pytest.mark.parametrize("name", CARDS)
-def test_rows_take_as_many_bytes_as_in_the_server(name):
-    """For every model of the zoo, its slots under tight and loose limits, and the bytes of its programs."""
-    card = CARDS[name]
-    bundle: Any = SimpleNamespace(card=card)
-    for limits in (Limits(), Limits(state_bytes=20_000), Limits(max_rows_in_flight=3)):
-        assert slots_of(card, limits) == runner.slots_of(bundle, limits)
-    for kind in KINDS:
-        call = compiled(kind)
-        if call.model.name == name:
-            for program in call.programs:
-                assert row_bytes(card, program) == runner.row_bytes(bundle, program)
 
 
 def test_a_job_is_as_the_api_makes_it():
