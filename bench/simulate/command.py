@@ -33,8 +33,8 @@ from .models import read_cards
 from .report import (
     answer_rows,
     busy_rows,
-    comparison_rows,
     describe,
+    short_comparison_rows,
     short_rows,
     show,
     what_it_took,
@@ -86,7 +86,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     real.add_argument("--engine", help="of that server")
     real.add_argument("--threads", type=int, help="of that server's engine")
     real.add_argument("--probe-rows", default="1,2,4,8,16,32,64", help="batch sizes measured, default %(default)s")
-    real.add_argument("--probe-seconds", type=float, default=0.5, help="for each, default %(default)g")
+    real.add_argument("--probe-rounds", type=int, default=4, help="of all probes, default %(default)d")
+    real.add_argument(
+        "--probe-seconds", type=float, default=0.12, help="for each probe of a round, default %(default)g"
+    )
     real.add_argument("--utilisation", type=float, default=0.65, help="of the device in the check, by simulation")
     real.add_argument("--check-rate", type=float, help="requests/s of the check, instead")
     real.add_argument(
@@ -194,7 +197,7 @@ def _check(options: argparse.Namespace, console: Console) -> int:
     write_check(options.output, comparisons, rate, plan.mix, costs.source, environment)
     _draw_check(options.output / "check.png", plan, rate, calls, pairs, environment)
     _show_costs(costs, console)
-    show(console, f"latency at {rate:g} requests/s", comparison_rows(comparisons))
+    show(console, f"ms at {rate:g} requests/s, real and simulated", short_comparison_rows(comparisons))
     show(console, "the device", busy_rows(comparisons))
     console.print(f"wrote check.json, check.md, check.png and check-costs.json into {options.output}")
     return 0
@@ -229,7 +232,8 @@ def _draw_check(
 
 
 def _measure_plan(options: argparse.Namespace) -> MeasurePlan:
-    return MeasurePlan(_numbers("probe_rows", options.probe_rows, int), options.probe_seconds)
+    rows = _numbers("probe_rows", options.probe_rows, int)
+    return MeasurePlan(rows, options.probe_rounds, options.probe_seconds)
 
 
 def _run_probes(meter: Meter, bar: Progress) -> None:
@@ -267,7 +271,8 @@ def _show_costs(costs: Costs, console: Console) -> None:
         f" score {1e3 * (costs.score.receive + costs.score.answer):.2f} + {1e3 * costs.score.row:.3f};"
         f" between batches {1e3 * costs.between:.2f}, after a pause {1e3 * costs.wake:.2f},"
         f" on the way {1e3 * sum(costs.delays) / len(costs.delays):.2f};"
-        f" interference {costs.interference:.2f}"
+        f" interference {costs.interference:.2f};"
+        f" spells {min(costs.spells):.2f} to {max(costs.spells):.2f}"
     )
 
 

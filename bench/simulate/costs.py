@@ -87,6 +87,8 @@ class Costs(Struct, frozen=True, forbid_unknown_fields=True):
     after a pause is longer. delays: what else a request takes on its way there and back, one of them for each.
     interference: by how much the device's work takes longer for a second of the host's beside it, as both are threads
     of one process, and share its lock and the machine's cores.
+    spells: by what factor the machine's steps are longer than on average, in stretches of `spell_seconds` that followed
+    each other when it was measured; replayed, from a place of its own for each server.
     source: where the numbers come from.
     """
 
@@ -97,6 +99,8 @@ class Costs(Struct, frozen=True, forbid_unknown_fields=True):
     wake: float = 0.0
     delays: tuple[float, ...] = (0.0,)
     interference: float = 0.0
+    spells: tuple[float, ...] = (1.0,)
+    spell_seconds: float = 1.0
     source: dict[str, Any] = {}
 
     def __post_init__(self) -> None:
@@ -109,6 +113,10 @@ class Costs(Struct, frozen=True, forbid_unknown_fields=True):
         for name in ("between", "wake", "interference"):
             _check_not_negative(name, getattr(self, name))
         _check_not_negative("delays", *self.delays)
+        if not self.spells:
+            raise ValueError("spells: must hold at least one value")
+        _check_positive("spells", *self.spells)
+        _check_positive("spell_seconds", self.spell_seconds)
 
     def table(self, group: Group) -> StepTable:
         """Raises CostError: the file has no such step."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ CALL_SECONDS = 60.0
 class Probed(NamedTuple):
     """What one request took, in seconds. latency: as the client saw it; the rest as the server told.
 
-    compute: of all batches that it was in. batch_rows: network rows in them, on average.
+    compute: of all batches that it was in. batch_rows: network rows in them, on average. ended: on `perf_counter`.
     """
 
     latency: float
@@ -26,6 +25,7 @@ class Probed(NamedTuple):
     compute: float
     server: float
     batch_rows: float
+    ended: float = 0.0
 
 
 class Probes(NamedTuple):
@@ -36,41 +36,37 @@ class Probes(NamedTuple):
     host: float
 
 
-def probe(address: str, pid: int, kind: Kind, clients: int, seconds: float) -> Probes:
-    """Send one kind of request again and again from some clients, for so long.
+async def probe(target: NativeTarget, pid: int, kind: Kind, clients: int, seconds: float) -> Probes:
+    """Send one kind of request to a connected server again and again from some clients, for so long.
 
     pid: of the server, whose main thread runs the handlers.
 
     Raises:
-        TargetError: the server does not answer, or refuses the request.
+        TargetError: the server refuses the request.
         OSError: the system does not tell a thread's CPU time (Linux does).
     """
-    return asyncio.run(_probe(address, pid, kind, clients, seconds))
-
-
-async def _probe(address: str, pid: int, kind: Kind, clients: int, seconds: float) -> Probes:
-    async with NativeTarget(address) as target:
-        (known,) = await target.prepare([kind])
-        message = target.message(known, seed=0)
-        try:
-            await target.call(message, within=CALL_SECONDS)  # compiles the program, and warms up its batch size
-        except CallFailed as failed:
-            raise TargetError(f"{address}: {kind.name} ended {failed.code}") from failed
-        host, started = _cpu_seconds(pid), time.perf_counter()
-        outcomes = await send_in_turns(
-            *(target, [message], [0]), clients=clients, think=0.0, seconds=seconds, timeouts=[CALL_SECONDS]
-        )
-        took, host = time.perf_counter() - started, _cpu_seconds(pid) - host
-    answered = [_probed(outcome) for outcome in outcomes if outcome.ok]
+    (known,) = await target.prepare([kind])
+    message = target.message(known, seed=0)
+    try:
+        await target.call(message, within=CALL_SECONDS)  # compiles the program, and warms up its batch size
+    except CallFailed as failed:
+        raise TargetError(f"{target.address}: {kind.name} ended {failed.code}") from failed
+    host, started = _cpu_seconds(pid), time.perf_counter()
+    outcomes = await send_in_turns(
+        *(target, [message], [0]), clients=clients, think=0.0, seconds=seconds, timeouts=[CALL_SECONDS]
+    )
+    took, host = time.perf_counter() - started, _cpu_seconds(pid) - host
+    answered = [_probed(outcome, started) for outcome in outcomes if outcome.ok]
     if not answered:
-        raise TargetError(f"{address}: no {kind.name} of {len(outcomes)} was answered")
+        raise TargetError(f"{target.address}: no {kind.name} of {len(outcomes)} was answered")
     return Probes(answered, took, host)
 
 
-def _probed(outcome: Outcome) -> Probed:
+def _probed(outcome: Outcome, started: float) -> Probed:
     told = outcome.answer
     return Probed(
-        *(outcome.service, told.queue_seconds, told.compute_seconds, told.server_seconds, told.mean_batch_rows)
+        *(outcome.service, told.queue_seconds, told.compute_seconds, told.server_seconds, told.mean_batch_rows),
+        ended=started + outcome.scheduled + outcome.latency,
     )
 
 

@@ -101,6 +101,7 @@ class Replica:
         self._random = random
         self._on_batch = on_batch
         self._work = work
+        self._spell = int(random() * len(costs.spells))
         self._idle = True
         self._woken = False
         self._began = 0.0
@@ -156,12 +157,17 @@ class Replica:
         if batch is None:
             self._idle = True
             return
-        seconds = self._tables.of(batch).draw(batch.network_rows, self._random)
+        seconds = self._tables.of(batch).draw(batch.network_rows, self._random) * self._slowness()
         if self._woken:
             seconds += self._costs.wake
             self._woken = False
         self._began = self._agenda.now
         self._after(seconds, self._complete, batch)
+
+    def _slowness(self) -> float:
+        """By what factor steps are longer now than on average."""
+        spells = self._costs.spells
+        return spells[(self._spell + int(self._agenda.now / self._costs.spell_seconds)) % len(spells)]
 
     def _complete(self, batch: Batch) -> None:
         now = self._agenda.now

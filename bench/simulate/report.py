@@ -90,6 +90,13 @@ def comparison_rows(comparisons: Sequence[Comparison]) -> tuple[tuple[str, ...],
     return head, rows
 
 
+def short_comparison_rows(comparisons: Sequence[Comparison]) -> tuple[tuple[str, ...], Rows]:
+    """Of `comparison_rows` what fits on a terminal: all kinds together of each load, each kind of all loads."""
+    _, rows = comparison_rows(comparisons)
+    head = ("load", "kind", "p50", "sim", "ratio", "p99", "sim", "ratio")
+    return head, [row for row in rows if "all" in row[:2]]
+
+
 def show(console: Console, title: str, table: tuple[tuple[str, ...], Rows]) -> None:
     """Print a table."""
     head, rows = table

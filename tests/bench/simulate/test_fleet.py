@@ -65,6 +65,13 @@ def test_the_first_step_after_a_pause_is_longer():
     assert found == pytest.approx([1.5 + 1, 1.0 + 1 + 1, 1.5 + 1])
 
 
+def test_a_slow_spell_makes_the_steps_longer_that_begin_in_it():
+    """Each spell lasts for five seconds, whichever the run begins with; four requests see both of them twice."""
+    found = latencies(0.0, 5.0, 10.0, 15.0, spells=(1.0, 3.0), spell_seconds=5.0)
+    assert sorted(found[:2]) == pytest.approx([1.0, 3.0])
+    assert found[:2] == pytest.approx(found[2:])
+
+
 def test_the_host_s_work_holds_a_step_up():
     """Half of the 0.2 s that the host takes to receive the second request are lost to the first one's step."""
     found = latencies(0.0, 0.5, calls=[call(host=HostCost(receive=0.2))], interference=0.5)
