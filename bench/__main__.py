@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""`python -m bench load|compare|peers|demo|quality|faults|soak`: exit code 0 done, 1 failed, 2 wrong usage."""
-=======
-"""`python -m bench load|demo|quality|faults|soak|simulate|gate`: exit code 0 done, 1 failed, 2 wrong usage."""
->>>>>>> simulate
+"""`python -m bench MEASUREMENT`, see `MEASUREMENTS`: exit code 0 done, 1 failed, 2 wrong usage."""
 
 from __future__ import annotations
 
@@ -21,23 +17,22 @@ from .faults import command as faults
 from .gate import command as gate
 from .load import command as load
 from .peers import command as peers
+from .profile import command as profile
 from .server_process import ServerFailed
 from .simulate import command as simulate
 from .targets import TargetError
 
 MEASUREMENTS = {
-<<<<<<< HEAD
-    **{"load": load, "compare": compare, "peers": peers},
-    **{"demo": demo, "quality": quality, "faults": faults, "soak": soak},
-=======
     "load": load,
+    "compare": compare,
+    "peers": peers,
+    "profile": profile,
+    "simulate": simulate,
+    "gate": gate,
     "demo": demo,
     "quality": quality,
     "faults": faults,
     "soak": soak,
-    "simulate": simulate,
-    "gate": gate,
->>>>>>> simulate
 }
 
 
