@@ -13,7 +13,6 @@ from .app import App
 from .config import BATCHINGS, ClientLimits, Config, ConfigError, Limits, Security
 from .observability import logs
 
-
 SWITCH_SECONDS = 1e-4
 """How long one of Python's threads may keep the others waiting.
 
