@@ -1,4 +1,8 @@
+<<<<<<< HEAD
+"""`python -m bench load|compare|peers|demo|quality|faults|soak`: exit code 0 done, 1 failed, 2 wrong usage."""
+=======
 """`python -m bench load|demo|quality|faults|soak|simulate|gate`: exit code 0 done, 1 failed, 2 wrong usage."""
+>>>>>>> simulate
 
 from __future__ import annotations
 
@@ -12,14 +16,20 @@ from rich.console import Console
 from server.client import FewstepError
 
 from . import demo, quality, soak
+from .compare import command as compare
 from .faults import command as faults
 from .gate import command as gate
 from .load import command as load
+from .peers import command as peers
 from .server_process import ServerFailed
 from .simulate import command as simulate
 from .targets import TargetError
 
 MEASUREMENTS = {
+<<<<<<< HEAD
+    **{"load": load, "compare": compare, "peers": peers},
+    **{"demo": demo, "quality": quality, "faults": faults, "soak": soak},
+=======
     "load": load,
     "demo": demo,
     "quality": quality,
@@ -27,6 +37,7 @@ MEASUREMENTS = {
     "soak": soak,
     "simulate": simulate,
     "gate": gate,
+>>>>>>> simulate
 }
 
 
@@ -45,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FewstepError as error:
         console.print(f"python -m bench {options.measurement}: the server said {error}")
     except (ServerFailed, TargetError) as error:
+        console.print(f"python -m bench {options.measurement}: {error}")
+    except OSError as error:  # a file or folder that was named
         console.print(f"python -m bench {options.measurement}: {error}")
     except ValueError as error:
         console.print(f"python -m bench {options.measurement}: {error}")

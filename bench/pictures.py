@@ -160,7 +160,7 @@ def draw_quality(
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9, 5), layout="constrained")
         axes = figure.subplots()
-        for (name, points), colour in zip(curves.items(), _colours(len(curves)), strict=True):
+        for (name, points), colour in zip(curves.items(), colours_for(len(curves)), strict=True):
             axes.plot(*zip(*points, strict=True), "o-", color=colour, label=name, markersize=5)
         axes.axhline(floor, color="0.4", linestyle="--", linewidth=1)
         axes.text(
@@ -184,7 +184,7 @@ def draw_quality(
         save(figure, path)
 
 
-def _colours(count: int) -> Sequence[str]:
+def colours_for(count: int) -> Sequence[str]:
     """A colour for each of several curves; of more than there are names for, from dark to light in their order."""
     if count <= len(COLOURS):
         return COLOURS[:count]

@@ -60,7 +60,7 @@ class Poisson:
     rate: float
 
     def __post_init__(self) -> None:
-        _check_rate(self.rate)
+        check_rate(self.rate)
 
     def at_rate(self, rate: float) -> Self:
         return replace(self, rate=rate)
@@ -88,7 +88,7 @@ class Bursts:
     size: int
 
     def __post_init__(self) -> None:
-        _check_rate(self.rate)
+        check_rate(self.rate)
         if self.size < 1:
             raise ValueError(f"arrivals: a burst must be of at least 1 request, got {self.size}")
 
@@ -119,7 +119,8 @@ def parse_arrivals(text: str, rate: float) -> Poisson | Bursts:
     raise ValueError(f"arrivals: must be poisson, or burst:SIZE as in burst:8, got {text!r}")
 
 
-def _check_rate(rate: float) -> None:
+def check_rate(rate: float) -> None:
+    """Raise ValueError unless it is positive and finite."""
     if not 0 < rate < math.inf:
         raise ValueError(f"rate: must be positive and finite, got {rate}")
 

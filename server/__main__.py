@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .app import App
-from .config import ClientLimits, Config, ConfigError, Limits, Security
+from .config import BATCHINGS, ClientLimits, Config, ConfigError, Limits, Security
 from .observability import logs
 
 
@@ -31,6 +31,12 @@ def parse(arguments: list[str] | None = None) -> Config:
     )
     parser.add_argument("--engine", default="onnxruntime", help="onnxruntime (default) or torch")
     parser.add_argument("--threads", type=int, help="threads of the engine (default: all cores but one)")
+    parser.add_argument(
+        "--batching",
+        default="step",
+        choices=BATCHINGS,
+        help="step (default), or request: whole requests in cohorts, as other servers do, to compare with",
+    )
     parser.add_argument("--deterministic", action="store_true", help="the same bytes for the same seed in any company")
     parser.add_argument(
         "--drain-seconds", type=float, default=30.0, help="how long a stop waits for requests (default: 30)"

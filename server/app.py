@@ -68,6 +68,7 @@ class App:
         self._tracing = _open_tracing(config)
         self.engine = Engine(
             config.limits,
+            batching=config.batching,
             on_step=lambda *step: self.metrics.observe_step(*step),
             on_death=self._on_death,
             traces=self._tracing is not None,

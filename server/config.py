@@ -113,10 +113,14 @@ def _check_endpoint(url: str) -> None:
         raise ConfigError(f"otlp_endpoint must be http://HOST:PORT or https://HOST:PORT, got {url!r}")
 
 
+BATCHINGS = ("step", "request")
+
+
 @dataclass(frozen=True, slots=True)
 class Config:
     """What to serve and where. Port 0 takes a free port; threads are the engine's own.
 
+    batching: by `step`, or by `request` for comparison (`server.loop.cohorts`).
     otlp_endpoint: the collector that traces go to, http://HOST:PORT or https://HOST:PORT; none without it.
     trace_ratio: the share of calls that are traced, of those whose caller does not say.
     """
@@ -128,6 +132,7 @@ class Config:
     metrics_port: int = 8002
     engine: str = "onnxruntime"
     threads: int = field(default_factory=lambda: max(1, (os.cpu_count() or 1) - 1))  # one core is gRPC's
+    batching: str = "step"
     deterministic: bool = False
     drain_seconds: float = 30.0
     stall_seconds: float = 60.0
@@ -149,6 +154,8 @@ class Config:
                 raise ConfigError(f"{name} must be within 0..65535, got {getattr(self, name)}")
         if self.threads < 1:
             raise ConfigError(f"threads must be at least 1, got {self.threads}")
+        if self.batching not in BATCHINGS:
+            raise ConfigError(f"batching must be one of {', '.join(BATCHINGS)}, got {self.batching!r}")
         if not 0 <= self.trace_ratio <= 1:
             raise ConfigError(f"trace_ratio must be within 0..1, got {self.trace_ratio}")
         if self.otlp_endpoint is not None:

@@ -1,87 +1,43 @@
-"""`python -m bench load`: a load on a running server, or on one of its own, in an open or a closed loop.
+"""`python -m bench load`: loads on a running server, or on one of its own, in an open or a closed loop.
 
-Arrivals, kinds and seeds are drawn before the first request, so a run can be repeated. Latencies of an open loop run
-from the scheduled arrivals (`bench.sender`). Requests of the warm-up are sent and not counted.
+Arrivals, kinds and seeds are drawn before the first request, so a run can be repeated; or they come from a trace.
+Latencies of an open loop run from the scheduled arrivals (`bench.sender`). Requests of the warm-up are sent and not
+counted. `--rates` repeats the load at several rates, `--search` finds the highest that meets the goals.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ..environment import describe_environment
+from ..environment import Environment, describe_environment
 from ..mix import parse_mix
-from ..schedule import parse_arrivals
+from ..sender import Outcome
 from ..server_process import ServerProcess
 from ..targets import Target, open_target
-from .plan import DEFAULT_RATE, Clients, LoadError, LoadPlan
-from .run import run_load
-from .terminal import show
+from .live import LiveTable
+from .options import Job, add_arguments, read_job
+from .plan import MOST_REQUESTS
+from .report import load_report, rates_report
+from .result import LoadResult
+from .run import measure, schedule_of
+from .search import CONFIRMATION, FEWEST_REQUESTS, Found, Probe, probe_of, search
+from .terminal import line_of, show, show_probes
+from .trace import write_trace
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `python -m bench load`."""
-    plan = LoadPlan()
-    where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--address", metavar="HOST:PORT", help="of a running server; with --protocol http a URL")
-    where.add_argument(
-        "--repository", type=Path, help="start a server over this model repository, and stop it afterwards"
-    )
-    parser.add_argument("--protocol", choices=("fewstep", "oip", "http"), default="fewstep", help="default %(default)s")
-    parser.add_argument("--image-shape", metavar="CxHxW", help="of images to score, which --protocol http must be told")
-    parser.add_argument("--metrics-address", metavar="HOST:PORT", help="of the running server, for its batch sizes")
-    parser.add_argument("--engine", help="of the started server")
-    parser.add_argument("--threads", type=int, help="of the started server's engine")
-    parser.add_argument("--mix", default=plan.mix, help="kinds and weights, default %(default)s")
-    parser.add_argument("--rate", type=float, default=DEFAULT_RATE, help="requests a second, default %(default)g")
-    parser.add_argument("--arrivals", default="poisson", metavar="LAW", help="poisson (the default) or burst:SIZE")
-    parser.add_argument("--clients", type=int, help="a closed loop of so many clients in place of a rate")
-    parser.add_argument("--think", type=float, default=0.0, help="seconds that a client waits between its requests")
-    parser.add_argument("--duration", type=float, default=plan.duration, help="seconds measured, default %(default)g")
-    parser.add_argument("--warmup", type=float, default=plan.warmup, help="seconds before, default %(default)g")
-    parser.add_argument("--seed", type=int, default=plan.seed, help="of arrivals, kinds and noise")
-    parser.add_argument("--timeout", type=float, default=plan.timeout, help="seconds a request may take")
-    parser.add_argument("--max-open", type=int, default=plan.max_open, help="bound on requests without an answer")
-    parser.add_argument("--output", type=Path, default=Path("out/load"), help="folder for load.json and load.png")
-
-
-def read_plan(options: argparse.Namespace) -> LoadPlan:
-    """The load that the options ask for.
-
-    Raises:
-        ValueError: an option that is out of range or does not go with another one; names it.
-    """
-    parse_mix(options.mix)
-    if options.clients is None and options.think:
-        raise LoadError("think: is of a closed loop, --clients")
-    clients = options.clients
-    arrivals = parse_arrivals(options.arrivals, options.rate) if clients is None else Clients(clients, options.think)
-    names = ("mix", "duration", "warmup", "seed", "timeout", "max_open")
-    return LoadPlan(arrivals=arrivals, **{name: getattr(options, name) for name in names})
-
-
-def read_image_shape(text: str | None) -> tuple[int, int, int] | None:
-    """Read `CxHxW`.
-
-    Raises:
-        LoadError: it is no such thing.
-    """
-    if text is None:
-        return None
-    sizes = text.split("x")
-    if len(sizes) != 3 or not all(size.isascii() and size.isdigit() and int(size) for size in sizes):
-        raise LoadError(f"image-shape: must be CHANNELSxHEIGHTxWIDTH as in 1x8x8, got {text!r}")
-    channels, height, width = map(int, sizes)
-    return channels, height, width
+__all__ = ["add_arguments", "main"]
 
 
 @contextlib.contextmanager
-def _server(options: argparse.Namespace):
+def _server(options: argparse.Namespace) -> Iterator[tuple[str, str | None]]:
     """The address of the server to measure, and of its metrics page; started and stopped here where it is to be."""
     if options.repository is None:
         yield options.address, options.metrics_address
@@ -92,27 +48,103 @@ def _server(options: argparse.Namespace):
         yield server.address, server.metrics_address
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """What was measured. probes: loads at several rates. found: what a search came to. shown: a load in detail."""
+
+    probes: Sequence[Probe] = ()
+    found: Found | None = None
+    shown: tuple[LoadResult, list[Outcome]] | None = None
+
+    @property
+    def answered(self) -> bool:
+        """Whether there is a figure at all; of a search, whether a rate was found."""
+        if self.found is not None:
+            return self.found.rate is not None
+        return any(result.total.ok for result in self._results())
+
+    def _results(self) -> list[LoadResult]:
+        return [probe.result for probe in self.probes] + ([self.shown[0]] if self.shown else [])
+
+
+async def _send(job: Job, target: Target, metrics_address: str | None, table: LiveTable, console: Console) -> _Measured:
+    """Send all the loads that the options ask for, one after the other, over one connection."""
+    plan = job.plan
+
+    async def one(rate: float | None = None, attempt: int = 0) -> tuple[LoadResult, list[Outcome]]:
+        at = plan if rate is None else plan.at_rate(rate, plan.seed + attempt)
+        table.start(at, [kind.name for kind in parse_mix(at.mix)], str(at.arrivals))
+        return await measure(at, target, metrics_address, table.update)
+
+    async def result_at(rate: float, attempt: int) -> LoadResult:
+        return (await one(rate, attempt))[0]
+
+    async with target:
+        if job.precision is not None:
+            found = await search(
+                *(result_at, job.goals),
+                first=plan.rate,
+                lowest=FEWEST_REQUESTS / plan.duration,
+                highest=MOST_REQUESTS / plan.seconds,
+                precision=job.precision,
+                tell=lambda probe: console.print(line_of(probe)),
+            )
+            # What is shown in detail has arrivals of its own, so that it was not chosen for being lucky.
+            return _Measured(found.probes, found, None if found.rate is None else await one(found.rate, CONFIRMATION))
+        probes = []
+        for rate in job.rates:
+            probes.append(probe_of(rate, job.goals, await result_at(rate, 0)))
+            console.print(line_of(probes[-1]))
+        return _Measured(probes) if probes else _Measured(shown=await one())
+
+
+def _write(measured: _Measured, job: Job, folder: Path, environment: Environment) -> list[Path]:
+    """Write documents, reports and pictures; returns what was written."""
+    from .pictures import draw_load, draw_rates  # after the measurement: matplotlib takes a second to import
+
+    written: list[Path] = []
+
+    def write(name: str, document: dict[str, Any], report: str) -> None:
+        data = msgspec.json.format(msgspec.json.encode({**document, "environment": environment}), indent=1)
+        (folder / f"{name}.json").write_bytes(data + b"\n")
+        (folder / f"{name}.md").write_text(report)
+        written.extend(folder / f"{name}.{end}" for end in ("json", "md", "png"))
+
+    if measured.probes:
+        document = {"goals": [goal.text for goal in job.goals], "probes": [p.document() for p in measured.probes]}
+        if measured.found is not None:
+            document |= {"found": measured.found.rate, "bounded": measured.found.bounded}
+        write("rates", document, rates_report(measured.probes, measured.found, environment))
+        draw_rates(folder / "rates.png", measured.probes, job.goals, measured.found, environment.line())
+    if measured.shown is not None:
+        result, outcomes = measured.shown
+        write("load", result.document(), load_report(result, environment))
+        draw_load(folder / "load.png", result, outcomes, environment.line())
+    return written
+
+
 def main(options: argparse.Namespace, console: Console) -> int:
-    """Run a load, print it and write it down; 1 where not one request was answered."""
-    plan = read_plan(options)  # before a server is started for it
-    shape = read_image_shape(options.image_shape)
+    """Send loads, print what came of them and write it down; 1 where nothing was answered, or no rate found."""
+    job = read_job(options)  # before a server is started for it
+    options.output.mkdir(parents=True, exist_ok=True)
     environment = describe_environment()
     with contextlib.ExitStack() as stack:
         address, metrics_address = stack.enter_context(_server(options))
-        target: Target = open_target(options.protocol, address, shape)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        bar = stack.enter_context(Progress(*columns, console=console, refresh_per_second=2))
-        task = bar.add_task(str(plan.arrivals))
-        result, outcomes = run_load(
-            *(plan, target, metrics_address), lambda sent, done: bar.update(task, completed=len(done), total=sent)
-        )
-    options.output.mkdir(parents=True, exist_ok=True)
-    path = options.output / "load.json"
-    document = {**result.document(), "environment": environment}
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n")
-    from .pictures import draw_load  # after the measurement: matplotlib takes a second to import
-
-    draw_load(options.output / "load.png", result, outcomes, environment.line())
-    show(result, console)
-    console.print(f"wrote {path} and {options.output / 'load.png'}")
-    return 0 if result.total.ok else 1
+        target = open_target(options.protocol, address, job.image_shape)
+        table = stack.enter_context(LiveTable(console))
+        measured = asyncio.run(_send(job, target, metrics_address, table, console))
+    if options.save_trace is not None:
+        kinds = parse_mix(job.plan.mix)
+        write_trace(options.save_trace, kinds, schedule_of(job.plan, kinds))
+    written = _write(measured, job, options.output, environment)
+    if measured.probes:
+        show_probes(measured.probes, console)
+    if measured.found is not None:
+        console.print(measured.found.summary())
+    if measured.shown is not None:
+        show(measured.shown[0], console)
+        confirmed = probe_of(0.0, job.goals, measured.shown[0])
+        if job.goals:
+            console.print(f"once more at that rate: {'met' if confirmed.met else ', '.join(confirmed.missed)}")
+    console.print(f"wrote {', '.join(map(str, written))}")
+    return 0 if measured.answered else 1

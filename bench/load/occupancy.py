@@ -17,6 +17,7 @@ from typing import Self
 from prometheus_client.samples import Sample
 
 from ..metrics_page import fetch_page, parse_page, total
+from ..targets import TargetError
 
 MOST_PAGES = 600
 _BATCH_ROWS = "fewstep_batch_rows_"
@@ -53,7 +54,7 @@ class Watch:
     fetched during the load is left out.
 
     Raises:
-        OSError: on entering, where there is no such page.
+        TargetError: on entering, where there is no such page.
     """
 
     def __init__(self, address: str, interval: float) -> None:
@@ -63,7 +64,10 @@ class Watch:
         self._pages: list[tuple[float, str]] = []
 
     def __enter__(self) -> Self:
-        self._fetch()
+        try:
+            self._fetch()
+        except OSError as error:
+            raise TargetError(f"{self._address}: no metrics page: {error}") from error
         if self._interval:
             self._thread.start()
         return self

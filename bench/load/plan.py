@@ -89,6 +89,17 @@ class LoadPlan:
         """Of warm-up and load together."""
         return self.warmup + self.duration
 
+    @property
+    def rate(self) -> float:
+        """Requests a second, of an open loop.
+
+        Raises:
+            LoadError: it is a closed one.
+        """
+        if isinstance(self.arrivals, Clients):
+            raise LoadError("clients: a closed loop has no rate of its own")
+        return self.arrivals.rate
+
     def at_rate(self, rate: float, seed: int | None = None) -> Self:
         """The same load at another mean rate, and by another seed where one is given.
 

@@ -53,7 +53,8 @@ async def measure(
     watch_interval: seconds between two looks at that page during the load, 0 for before and after it alone.
 
     Raises:
-        MixError: the mix cannot be read, or the server cannot serve a part of it. OSError: there is no metrics page.
+        MixError: the mix cannot be read, or the server cannot serve a part of it.
+        TargetError: there is no metrics page at that address.
     """
     kinds = await target.prepare(parse_mix(plan.mix))
     server = {"protocol": target.name, **target.about, "models": {kind.name: kind.model for kind in kinds}}

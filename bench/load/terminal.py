@@ -1,39 +1,102 @@
-"""What a load says on the terminal."""
+"""What a load says on the terminal when it is over."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from .result import LoadResult
+from .search import Probe
+
+
+def milliseconds(seconds: float) -> str:
+    """For a table; `-` for what was not measured."""
+    return "-" if math.isnan(seconds) else f"{1e3 * seconds:.1f}"
+
+
+def about_latencies(result: LoadResult) -> str:
+    """What the latencies of a load are, in one sentence."""
+    if result.plan.closed:
+        return (
+            "Latencies are service times: in a closed loop nothing is due while the clients wait, so that a stall is "
+            "charged to the requests in it alone."
+        )
+    late = f"sent late by p50 {1e3 * result.lag['p50']:.2f} ms, p99 {1e3 * result.lag['p99']:.2f} ms"
+    return f"Latencies run from the scheduled arrivals; the load generator {late}."
+
+
+def errors_of(errors: dict[str, int]) -> str:
+    """Counts by code, in words."""
+    return ", ".join(f"{code} {count}" for code, count in errors.items()) or "none"
+
+
+def _table(title: str, columns: Iterable[str], rows: Iterable[Sequence[str]]) -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    first, *others = columns
+    table.add_column(first, overflow="fold")
+    for column in others:
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def show(result: LoadResult, console: Console) -> None:
-    """Print a run as a table."""
-    closed = result.plan.closed
-    since = "service time" if closed else "latency from the scheduled arrival"
-    table = Table(title=f"{since}, ms", title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("kind", no_wrap=True)
-    stages = list(result.total.stages)
-    for column in ("sent", "ok", *result.total.latency, *stages, "rows"):
-        table.add_column(column, justify="right")
-    for kind in (*result.kinds, result.total):
-        times = (*kind.latency.values(), *(kind.stages.get(stage, math.nan) for stage in stages))
-        table.add_row(
-            *(kind.name, str(kind.sent), str(kind.ok)),
-            *("-" if math.isnan(time) else f"{1e3 * time:.1f}" for time in times),
-            "-" if math.isnan(kind.batch_rows) else f"{kind.batch_rows:.1f}",
+    """Print a run as tables."""
+    kinds = (*result.kinds, result.total)
+    console.print(
+        _table(
+            "latency, ms",
+            ("kind", "sent", "ok", *result.total.latency),
+            [(kind.name, str(kind.sent), str(kind.ok), *map(milliseconds, kind.latency.values())) for kind in kinds],
         )
-    console.print(table)
-    console.print("right of max: mean time by stage, and rows in the batches ridden in")
-    if closed:
-        console.print("a closed loop: the server sets the pace, so that a stall is charged to the requests in it alone")
-    else:
-        console.print(f"sent late by p50 {1e3 * result.lag['p50']:.2f} ms, p99 {1e3 * result.lag['p99']:.2f} ms")
-    console.print(f"offered {result.offered:.1f} requests/s, achieved {result.achieved:.1f}")
+    )
+    stages = list(result.total.stages)
+    console.print(
+        _table(
+            "where the time went, mean ms, and rows in the batches ridden in",
+            ("kind", *stages, "rows"),
+            [
+                (
+                    kind.name,
+                    *(milliseconds(kind.stages.get(stage, math.nan)) for stage in stages),
+                    "-" if math.isnan(kind.batch_rows) else f"{kind.batch_rows:.1f}",
+                )
+                for kind in kinds
+            ],
+        )
+    )
     for network, ran in result.batches.items():
         console.print(f"{network}: {ran.batches:.0f} batches of {ran.mean_rows:.1f} rows on average")
-    console.print(f"errors: {', '.join(f'{code} {count}' for code, count in result.errors.items()) or 'none'}")
+    console.print(about_latencies(result))
+    console.print(f"offered {result.offered:.1f} requests/s, achieved {result.achieved:.1f}")
+    console.print(f"errors: {errors_of(result.errors)}")
+
+
+def show_probes(probes: Sequence[Probe], console: Console) -> None:
+    """Print loads at several rates as a table."""
+    rows = []
+    for probe in probes:
+        total = probe.result.total
+        rows.append(
+            (
+                f"{probe.rate:.4g}",
+                *(f"{probe.result.achieved:.1f}", f"{100 * total.error_share:.2g} %"),
+                *map(milliseconds, total.latency.values()),
+                ", ".join(probe.missed),
+            )
+        )
+    measures = probes[0].result.total.latency if probes else ()
+    console.print(_table("latency, ms", ("offered/s", "achieved/s", "errors", *measures, "missed"), rows))
+
+
+def line_of(probe: Probe) -> str:
+    """One line on a probe that has just ended."""
+    total = probe.result.total
+    verdict = f"misses: {', '.join(probe.missed)}" if probe.missed else "meets the goals"
+    p50, p99 = milliseconds(total.latency["p50"]), milliseconds(total.latency["p99"])
+    return f"{probe.rate:.4g} requests/s: p50 {p50} ms, p99 {p99} ms, errors {100 * total.error_share:.2g} %, {verdict}"

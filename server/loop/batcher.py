@@ -27,20 +27,24 @@ from ..config import Limits
 from ..errors import DeadlineExceeded, ModelGone, Overloaded, ServerError
 from ..types import Batch, Job, ModelKey, Row
 from .admission import Admission
+from .cohorts import Cohorts
 from .due import due
 from .load import Counters, ModelLoad
-from .prediction import Lines, Prediction
+from .prediction import Prediction
 from .shares import Share, Shares
 from .slots import Slots
 
 Group = tuple[ModelKey, str, str]
+Entry = tuple[float, int, Job]
 
 
 class Batcher:
     """Queues, slots and the order in which rows run."""
 
-    def __init__(self, limits: Limits, clock: Callable[[], float]) -> None:
+    def __init__(self, limits: Limits, clock: Callable[[], float], cohorts: Cohorts | None = None) -> None:
+        """cohorts: batch whole requests with them, instead of steps."""
         self._limits = limits
+        self._cohorts = cohorts
         self._clock = clock
         self._models: dict[ModelKey, Slots] = {}
         self._ready: dict[Group, list[tuple[float, int, Row]]] = {}
@@ -75,6 +79,8 @@ class Batcher:
         self._ready = {group: queue for group, queue in self._ready.items() if group[0] != key}
         self.prediction.forget(key)
         self._shares.forget(key)
+        if self._cohorts is not None:
+            self._cohorts.forget(key)
 
     def submit(self, job: Job) -> None:
         """Admit a job, or raise what `Admission.check` and `Crowd.check` raise; a refused job leaves no rows behind."""
@@ -82,17 +88,12 @@ class Batcher:
         if model is None or job.model in self._closed:
             raise ModelGone(f"model {job.model.name} version {job.model.version} is not loaded any more")
         now = self._clock()
-        lines = job.rows[0].program.line_counts
-        shares = self._busy_shares() | {(job.model, kind) for _, kind in lines}
-        width = min(model.capacity, model.in_flight + len(job.rows)) * job.rows[0].network_rows
-        run = len(shares) * self.prediction.run_seconds(job.model, lines, width)
-        if job.deadline is not None:
-            job.latest_start = job.deadline - run
         job.order = self._next_order()
-        job.entry = entry = (due(job, now), job.order, job)
-        ahead = model.waiting.bisect_left(entry) / max(1, len(model.waiting))
-        wait = self.admission.wait_seconds(job, ahead, model.free)
-        self._check(model, job, now, wait + run, lines, len({share[0] for share in shares}))
+        if job.deadline is None:
+            job.entry = entry = (due(job, now), job.order, job)
+            self.admission.check(job, now, 0.0)
+        else:
+            entry = self._check_deadline(model, job, job.deadline, now)
         self.admission.enter(job)
         model.crowd.enter(job)
         job.remaining = len(job.rows)
@@ -104,21 +105,28 @@ class Batcher:
         # Now, not at the next schedule: a row that arrives while a batch runs comes before the rows of that batch.
         self._fill_slots(model)
 
-    def _check(self, model: Slots, job: Job, now: float, seconds: float, lines: Lines, sharing: int) -> None:
-        """Refuse a job that would be late after `seconds`, or is to leave room for others.
+    def _check_deadline(self, model: Slots, job: Job, deadline: float, now: float) -> Entry:
+        """Refuse a job that would be late, or is to leave room for others; returns its entry in the queue.
 
-        sharing: models among which the device is shared. It is for the others' sake only while the next batch is full
-        anyway, so that refusing costs no throughput. Who is refused counts only where a full batch would have left it
-        room: else it would be refused by any busy device, however little the others leave to do.
+        It is for the others' sake only while the next batch is full anyway, so that refusing costs no throughput. Who
+        is refused counts only where a full batch would have left it room: else it would be refused by any busy device,
+        however little the others leave to do.
         """
         row = job.rows[0]
+        lines = row.program.line_counts
+        shares = self._busy_shares() | {(job.model, kind) for _, kind in lines}
+        sharing = len({share[0] for share in shares})  # models among which the device is shared
+        width = min(model.capacity, model.in_flight + len(job.rows)) * row.network_rows
+        run = len(shares) * self.prediction.run_seconds(job.model, lines, width)
+        job.latest_start = deadline - run
+        job.entry = entry = (due(job, now), job.order, job)
+        ahead = model.waiting.bisect_left(entry) / max(1, len(model.waiting))
+        wait = self.admission.wait_seconds(job, ahead, model.free)
         group = (job.model, row.current.network, row.current.kind)
         full = min(self.prediction.batch_rows(group[:2]), model.capacity * row.network_rows)
-        room = 0.0
-        if job.deadline is not None:
-            room = self.prediction.room(job, lines, full, (job.deadline - now) / sharing)
+        room = self.prediction.room(job, lines, full, (deadline - now) / sharing)
         try:
-            self.admission.check(job, now, seconds)
+            self.admission.check(job, now, wait + run)
             if self._next_rows(group) * row.network_rows >= full:
                 model.crowd.check(job, now, self.admission.drain)
         except (DeadlineExceeded, Overloaded):
@@ -127,6 +135,7 @@ class Batcher:
             raise
         if room > 0:
             model.crowd.note(now, room, refused=False)
+        return entry
 
     def end(self, job: Job, error: ServerError, reason: str) -> bool:
         """End a job from outside: its caller is gone, or a stop will not wait for it.
@@ -175,14 +184,15 @@ class Batcher:
 
     # -- schedule -----------------------------------------------------------------------------
 
-    def schedule(self) -> tuple[Batch | None, list[tuple[Job, ServerError]]]:
+    def schedule(self) -> tuple[Batch | None, list[tuple[Job, ServerError | None]]]:
         """The next batch, or None when nothing can run; and the jobs that turned out to be late."""
-        ended: list[tuple[Job, ServerError]] = []
+        ended: list[tuple[Job, ServerError | None]] = []
         now = self._clock()
         self._end_late(now, ended)
         while True:
-            for model in self._models.values():
+            for key, model in self._models.items():
                 self._fill_slots(model)
+                self._form_cohort(key)
             group = self._next_group()
             if group is None:
                 return None, ended
@@ -201,7 +211,13 @@ class Batcher:
             self.admission.leave(row.job, 1)
             self._enqueue(row)
 
-    def _end_late(self, now: float, ended: list[tuple[Job, ServerError]]) -> None:
+    def _form_cohort(self, model: ModelKey) -> None:
+        if self._cohorts is None or (network := self._cohorts.next_network(model)) is None:
+            return
+        for entry in self._cohorts.form(model, self.prediction.batch_rows((model, network))):
+            self._push(entry)
+
+    def _end_late(self, now: float, ended: list[tuple[Job, ServerError | None]]) -> None:
         """End the jobs whose deadline has passed, those that still wait for slots included."""
         while self._deadlines and self._deadlines[0][0] <= now:
             job = self._deadlines[0][2]
@@ -214,7 +230,7 @@ class Batcher:
         )
         return min(candidates, default=(0.0, (0.0, 0), None), key=lambda candidate: candidate[:2])[2]
 
-    def _take(self, group: Group, now: float, ended: list[tuple[Job, ServerError]]) -> list[Row]:
+    def _take(self, group: Group, now: float, ended: list[tuple[Job, ServerError | None]]) -> list[Row]:
         queue = self._ready[group]
         limit = self.prediction.batch_rows(group[:2])
         rows: list[Row] = []
@@ -223,7 +239,7 @@ class Batcher:
             row = queue[0][2]
             if self._ends_early(row, now, ended):
                 heapq.heappop(queue)
-                self._models[row.job.model].take_back(row)
+                self._leave(row, ended)
                 continue
             taken += row.network_rows
             if rows and taken > limit:
@@ -231,7 +247,7 @@ class Batcher:
             rows.append(heapq.heappop(queue)[2])
         return rows
 
-    def _ends_early(self, row: Row, now: float, ended: list[tuple[Job, ServerError]]) -> bool:
+    def _ends_early(self, row: Row, now: float, ended: list[tuple[Job, ServerError | None]]) -> bool:
         """Whether a row is to leave before its next step; ends its job the first time.
 
         A job is late when even full batches, one right after the other, would miss its deadline:
@@ -276,26 +292,42 @@ class Batcher:
         finished = 0
         for row in batch.rows:
             job = row.job
-            if job.ended:
-                self._models[row.job.model].take_back(row)
-            elif row.failure is not None:
-                self._models[row.job.model].take_back(row)
+            if not job.ended and row.failure is not None:
                 done.append((job, self._end(job, row.failure, "failed")))
-            elif row.last:
+            elif not job.ended and row.last:
                 finished += 1
-                self._models[row.job.model].take_back(row)
                 job.remaining -= 1
                 if job.remaining == 0:
-                    self._forget(job)
-                    self.counters.left("finished", len(job.rows))
-                    done.append((job, None))
-            else:
+                    self._finish(job, done)
+            elif not job.ended:
                 row.line += 1
                 self._enqueue(row)
+                continue
+            self._leave(row, done)
         self.admission.drain.record(finished, seconds)
         return done
 
     # -- helpers ------------------------------------------------------------------------------
+
+    def _finish(self, job: Job, done: list[tuple[Job, ServerError | None]]) -> None:
+        """All rows of a job are done."""
+        if self._cohorts is not None:
+            self._cohorts.finish(job)
+        else:
+            self._answer(job, done)
+
+    def _answer(self, job: Job, done: list[tuple[Job, ServerError | None]]) -> None:
+        self._forget(job)
+        self.counters.left("finished", len(job.rows))
+        done.append((job, None))
+
+    def _leave(self, row: Row, done: list[tuple[Job, ServerError | None]]) -> None:
+        """A row gives its slot back; in a cohort, the last one has the others' jobs answered."""
+        if self._cohorts is not None:
+            for job in self._cohorts.leave(row):
+                if not job.ended:  # it may have waited for its cohort too long
+                    self._answer(job, done)
+        self._models[row.job.model].take_back(row)
 
     def _end(self, job: Job, error: ServerError, reason: str) -> ServerError:
         """Mark a job as ended; rows in flight are dropped where they surface next."""
@@ -316,12 +348,20 @@ class Batcher:
             self._deadlines.discard((job.deadline, job.order, job))
 
     def _enqueue(self, row: Row) -> None:
+        entry = (due(row.job, self._clock()), self._next_order(), row)
+        if self._cohorts is not None and row.line == 0:
+            self._cohorts.wait(entry)
+        else:
+            self._push(entry)
+
+    def _push(self, entry: tuple[float, int, Row]) -> None:
+        row = entry[2]
         line = row.current
         group = (row.job.model, line.network, line.kind)
         queue = self._ready.setdefault(group, [])
         if not queue:
             self._shares.join((group[0], group[2]), self._busy_shares())
-        heapq.heappush(queue, (due(row.job, self._clock()), self._next_order(), row))
+        heapq.heappush(queue, entry)
 
     def _busy_shares(self) -> set[Share]:
         """Whose rows are ready to run."""

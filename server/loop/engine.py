@@ -11,6 +11,7 @@ from ..config import Limits
 from ..errors import Cancelled, Internal, ServerError, StepFailed, Unavailable
 from ..types import Batch, Job, ModelKey, Row, StepRecord
 from .batcher import Batcher
+from .cohorts import Cohorts
 from .load import ModelLoad
 from .runner import ModelRunner, NetworkError
 
@@ -32,12 +33,15 @@ class Engine:
         self,
         limits: Limits,
         *,
+        batching: str = "step",
         clock: Callable[[], float] = perf_counter,
         on_step: StepObserver | None = None,
         on_death: Callable[[BaseException], None] | None = None,
         traces: bool = False,
     ) -> None:
-        """on_step is told of every batch and its seconds; on_death of an error that ended the loop itself.
+        """batching: by `step`, or by `request` as `Cohorts` do it.
+
+        on_step is told of every batch and its seconds; on_death of an error that ended the loop itself.
 
         traces: whether there may be jobs with a `trace`.
         """
@@ -52,7 +56,7 @@ class Engine:
         self._step_began: float | None = None
         self._running: Batch | None = None
         self.started = 0.0
-        self.batcher = Batcher(limits, clock)
+        self.batcher = Batcher(limits, clock, Cohorts() if batching == "request" else None)
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -220,7 +224,7 @@ class Engine:
         self._finish([(job, reason) for job in left])
 
     @staticmethod
-    def _finish(ended: list[tuple[Job, ServerError]] | list[tuple[Job, ServerError | None]]) -> None:
+    def _finish(ended: list[tuple[Job, ServerError | None]]) -> None:
         for job, error in ended:
             _tell(job.on_done, job, error)
 

@@ -6,6 +6,7 @@ from models.program import LangevinUpdate, Line, Program, Update, assign
 from server.config import Limits
 from server.errors import ServerError
 from server.loop.batcher import Batcher
+from server.loop.cohorts import Cohorts
 from server.types import Batch, Job, ModelKey, Row
 
 MODEL, OTHER = ModelKey("a", 1), ModelKey("b", 1)
@@ -21,10 +22,10 @@ def program(steps: int, *, network: str = "denoiser", guided: bool = False, kind
 class World:
     """A batcher with a clock that the test moves, and everything that it was told."""
 
-    def __init__(self, capacity: int = 256, **limits) -> None:
+    def __init__(self, capacity: int = 256, cohorts: Cohorts | None = None, **limits) -> None:
         self.now = 0.0
         self.limits = Limits(**({"step_seconds": 1e9} | limits))
-        self.batcher = Batcher(self.limits, lambda: self.now)
+        self.batcher = Batcher(self.limits, lambda: self.now, cohorts)
         self.capacity = capacity
         for key in (MODEL, OTHER):
             self.batcher.add_model(key, capacity)

@@ -11,6 +11,7 @@ import pytest
 
 from bench.load.occupancy import Batches, Watch, batches_between, interval_between
 from bench.metrics_page import parse_page
+from bench.targets import TargetError
 
 PAGE = """# HELP fewstep_batch_rows Network rows in a batch.
 # TYPE fewstep_batch_rows histogram
@@ -94,5 +95,5 @@ def test_the_page_is_looked_at_during_the_load() -> None:
 
 def test_a_page_that_is_not_there_is_told_before_the_load() -> None:
     """A wrong address ends the measurement before it begins."""
-    with pytest.raises(OSError, match="refused"), Watch("127.0.0.1:1", 0):
+    with pytest.raises(TargetError, match=r"127\.0\.0\.1:1: no metrics page: .*refused"), Watch("127.0.0.1:1", 0):
         pass
