@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""`python -m bench load|compare|peers|demo|quality|faults|soak`: exit code 0 done, 1 failed, 2 wrong usage."""
-=======
-"""`python -m bench load|demo|quality|faults|soak|simulate|gate`: exit code 0 done, 1 failed, 2 wrong usage."""
->>>>>>> simulate
+"""`python -m bench load|compare|peers|demo|quality|faults|soak|simulate|gate`: 0 done, 1 failed, 2 wrong usage."""
 
 from __future__ import annotations
 
@@ -26,18 +22,8 @@ from .simulate import command as simulate
 from .targets import TargetError
 
 MEASUREMENTS = {
-<<<<<<< HEAD
-    **{"load": load, "compare": compare, "peers": peers},
+    **{"load": load, "compare": compare, "peers": peers, "simulate": simulate, "gate": gate},
     **{"demo": demo, "quality": quality, "faults": faults, "soak": soak},
-=======
-    "load": load,
-    "demo": demo,
-    "quality": quality,
-    "faults": faults,
-    "soak": soak,
-    "simulate": simulate,
-    "gate": gate,
->>>>>>> simulate
 }
 
 
