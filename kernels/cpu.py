@@ -188,7 +188,8 @@ def metropolis_step(
 
 def _norms(rows: Floats) -> Floats:
     """Euclidean norms `(rows,)`, summed in float64, where the order of the sum leaves no trace in float32."""
-    return np.sqrt(np.square(rows, dtype=np.float64).sum(1)).astype(np.float32)
+    squares: npt.NDArray[np.float64] = np.square(rows, dtype=np.float64).sum(1)
+    return np.sqrt(squares).astype(np.float32)
 
 
 def _log_ndtr(value: float) -> float:

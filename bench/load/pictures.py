@@ -28,9 +28,9 @@ STAGE_COLOURS = {
     "late": "#bbbbbb",
     "queue": "#e69f00",
     "compute": "#0072b2",
-    "host": "#cc79a7",
+    "waits, host": "#cc79a7",
     "wire": "#56b4e9",
-    "host and wire": "#cc79a7",
+    "waits, host, wire": "#cc79a7",
     "server and wire": "#56b4e9",
 }
 MOST_POINTS = 20_000
@@ -97,7 +97,7 @@ def _tails(axes: Axes, result: LoadResult, measured: Sequence[Outcome], colours:
     axes.set(yscale="log", xlabel="percentile of the requests", ylabel="ms", title=f"latency, {since}")
     plain_log(axes.yaxis)
     if measured:
-        axes.legend(fontsize=9, loc="upper left")
+        axes.legend(fontsize=9, loc="lower right")
     else:
         axes.text(0.5, 0.5, "no request was answered", transform=axes.transAxes, ha="center", color="0.4")
 
@@ -153,14 +153,14 @@ def _batches(rows: Axes, busy: Axes, flight: Axes, result: LoadResult) -> None:
         rows.stairs(ran, edges, color=colour, label=name, linewidth=1.6, baseline=None)
     rows.set(title="rows in a batch, mean", ylim=(0, None))
     if names:
-        rows.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.1))
+        rows.legend(fontsize=8, loc="lower right", bbox_to_anchor=(1.0, 0.97), ncols=len(names))
     busy.stairs([interval.busy for interval in timeline], edges, fill=True, color=COLOURS[0], alpha=0.5)
     busy.set(title="time in steps", ylim=(0, max(1.0, *(interval.busy for interval in timeline))))
     busy.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     flight.plot(edges[1:], [interval.in_flight for interval in timeline], color=COLOURS[0], label="in flight")
     flight.plot(edges[1:], [interval.waiting for interval in timeline], color=COLOURS[1], label="waiting")
     flight.set(title="rows on the server", xlabel="s", ylim=(0, None))
-    flight.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.1))
+    flight.legend(fontsize=8, loc="lower right", bbox_to_anchor=(1.0, 0.97), ncols=2)
     for axes in (rows, busy, flight):
         axes.set_xlim(0, result.plan.seconds)
         axes.axvspan(0, result.plan.warmup, color="0.9", zorder=0)

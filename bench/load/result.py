@@ -125,8 +125,9 @@ def _kind_result(name: str, outcomes: Sequence[Outcome]) -> KindResult:
 def _stages(answered: Sequence[Outcome]) -> dict[str, float]:
     """Mean seconds by stage, as far as the server tells them apart.
 
-    late: until this process sent the request. queue: until its first step. compute: in its steps. host: in the server,
-    and neither of the two. wire: between the two processes and in the libraries of both.
+    late: until this process sent the request. queue: until its first step. compute: in its steps. waits, host: in the
+    server, and neither of the two, so waiting for the next step, reading and writing messages. wire: between the two
+    processes and in the libraries of both.
     """
     if not answered:
         return {}
@@ -140,8 +141,8 @@ def _stages(answered: Sequence[Outcome]) -> dict[str, float]:
         for name in ("queue", "compute", "server")
     )
     if server:
-        inside = {"queue": queue, "compute": compute, "host": server - queue - compute}
+        inside = {"queue": queue, "compute": compute, "waits, host": server - queue - compute}
         return {"late": late, **inside, "wire": service - server}
     if queue or compute:
-        return {"late": late, "queue": queue, "compute": compute, "host and wire": service - queue - compute}
+        return {"late": late, "queue": queue, "compute": compute, "waits, host, wire": service - queue - compute}
     return {"late": late, "server and wire": service}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import heapq
 
-from ..errors import ServerError
 from ..types import Job, ModelKey, Row
 
 Entry = tuple[float, int, Row]

@@ -308,7 +308,7 @@ class ModelRunner:
         with np.errstate(all="ignore"):
             suspicious = not isfinite(states.sum())
         if suspicious:
-            for row, finite in zip(rows, np.isfinite(states).all(1).tolist(), strict=True):
+            for row, finite in zip(rows, np.isfinite(states).all(axis=1).tolist(), strict=True):  # type: ignore[arg-type]
                 if not finite:
                     self._fail(row)
         if previews is not None:

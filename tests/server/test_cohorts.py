@@ -31,7 +31,7 @@ def test_a_cohort_is_answered_together(world: World):
 
 
 def test_nobody_joins_a_running_cohort(world: World):
-    """Requests that come while a cohort runs wait for the next one, and then run together, however many steps they take."""
+    """Requests that come while a cohort runs wait for the next one, and then run together."""
     world.submit(3)
     world.step()
     late = [world.submit(1), world.submit(2)]
