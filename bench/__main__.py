@@ -1,4 +1,4 @@
-"""`python -m bench load|compare|peers|demo|quality|faults|soak|simulate|gate`: 0 done, 1 failed, 2 wrong usage."""
+"""`python -m bench MEASUREMENT`, see `MEASUREMENTS`: exit code 0 done, 1 failed, 2 wrong usage."""
 
 from __future__ import annotations
 
@@ -17,13 +17,22 @@ from .faults import command as faults
 from .gate import command as gate
 from .load import command as load
 from .peers import command as peers
+from .profile import command as profile
 from .server_process import ServerFailed
 from .simulate import command as simulate
 from .targets import TargetError
 
 MEASUREMENTS = {
-    **{"load": load, "compare": compare, "peers": peers, "simulate": simulate, "gate": gate},
-    **{"demo": demo, "quality": quality, "faults": faults, "soak": soak},
+    "load": load,
+    "compare": compare,
+    "peers": peers,
+    "profile": profile,
+    "simulate": simulate,
+    "gate": gate,
+    "demo": demo,
+    "quality": quality,
+    "faults": faults,
+    "soak": soak,
 }
 
 

@@ -70,7 +70,7 @@ class Poisson:
         return draw_kinds(_poisson_times(self.rate, seconds, generator), weights, generator)
 
     def __str__(self) -> str:
-        return f"Poisson arrivals, {self.rate:g} requests/s"
+        return f"Poisson arrivals, {self.rate:.4g} requests/s"
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Bursts:
         )
 
     def __str__(self) -> str:
-        return f"bursts of {self.size}, {self.rate:g} requests/s"
+        return f"bursts of {self.size}, {self.rate:.4g} requests/s"
 
 
 def parse_arrivals(text: str, rate: float) -> Poisson | Bursts:

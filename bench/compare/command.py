@@ -115,7 +115,7 @@ def compare(
         names = [name for name in (SMALL, SCORER, f"{SCORER}.score", LARGE) if name.removesuffix(".score") in engines]
         servers, left_out = stack.enter_context(
             running(
-                *(peers, repository, output / "logs", names),
+                *(peers, repository, output / "logs", names, ENGINE_THREADS),
                 report=lambda title: bar.update(task, description=f"starting {title}"),
             )
         )

@@ -71,7 +71,9 @@ def closed_loop(
             messages = [target.message(ready[k], s) for k, s in zip(drawn, seeds, strict=True)]
             outcomes = await send_in_turns(
                 *(target, messages, drawn),
-                **{"clients": clients, "think": 0.0, "seconds": settle + seconds},
+                clients=clients,
+                think=0.0,
+                seconds=settle + seconds,
                 timeouts=[TIMEOUT] * len(ready),
             )
             return _load(ready, outcomes, settle, seconds)

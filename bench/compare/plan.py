@@ -31,7 +31,16 @@ class Plan:
 
 FULL = Plan()
 QUICK = Plan(
-    **{"rounds": 1, "idle_rounds": 1, "overload_rounds": 1, "idle_requests": 40, "settle": 0.4, "trial": 1.0},
-    **{"saturation": 1.2, "large": 2.0, "bare": 0.4, "mixed": 2.5, "overload": 1.5},
+    rounds=1,
+    idle_rounds=1,
+    overload_rounds=1,
+    idle_requests=40,
+    settle=0.4,
+    trial=1.0,
+    saturation=1.2,
+    large=2.0,
+    bare=0.4,
+    mixed=2.5,
+    overload=1.5,
 )
 """To see that everything works; its numbers are no more than a hint."""

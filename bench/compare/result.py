@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from bench.environment import Environment
 from bench.peers.registry import FEWSTEP, REQUEST_LEVEL
@@ -18,6 +18,9 @@ LOOPS = (BARE, DIFFUSERS)
 UNBATCHED = "grpc"
 KEEPS_UP = 0.95
 """Of what was offered a server must have answered, to count as having had the load."""
+
+
+Better = Literal["higher", "lower", "neither"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +62,16 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """A number that goals are set for: the median over the rounds of what each round gives by itself."""
+    """A number that goals are set for: the median over the rounds of what each round gives by itself.
+
+    better: which direction is the good one for fewstep; neither where it is of another server alone.
+    """
 
     name: str
     value: float
     low: float
     high: float
+    better: Better
     goal: Goal | None = None
 
     @property
@@ -87,7 +94,6 @@ class Setup:
     settings: Mapping[str, Mapping[str, float]]
     plan: Mapping[str, float]
     threads: int
-    commit: str = ""
     note: str = (
         "The client runs on the same cores as the server under test and takes its share of them; servers that are not"
         " measured are held still."
@@ -136,6 +142,7 @@ class Comparison:
             "environment": asdict(self.environment),
             "setup": asdict(self.setup),
             "ratios": {ratio.name: ratio.value for ratio in ratios},
+            "better": {ratio.name: ratio.better for ratio in ratios},
             "spreads": {ratio.name: [ratio.low, ratio.high] for ratio in ratios},
             "goals": {ratio.name: {"goal": str(ratio.goal), "met": ratio.met} for ratio in ratios if ratio.goal},
             "medians": {
@@ -169,11 +176,12 @@ class Comparison:
                 for name in OURS:
                     if added.get(name):
                         goal = Goal(0.6, at_most=True) if share == "p50" and name == FEWSTEP else None
-                        yield _ratio(f"idle {way}: {name} adds, ms at {share}", [1e3 * v for v in added[name]], goal)
+                        milliseconds = [1e3 * value for value in added[name]]
+                        yield _ratio(f"idle {way}: {name} adds, ms at {share}", milliseconds, "lower", goal)
                 for name, theirs in added.items():
                     if name not in OURS and FEWSTEP in added and share == "p50":
                         goal = Goal(0.35, at_most=True) if name == "triton" else None
-                        yield _ratio(f"idle {way}: fewstep / {name}", _divide(added[FEWSTEP], theirs), goal)
+                        yield _ratio(f"idle {way}: fewstep / {name}", _divide(added[FEWSTEP], theirs), "lower", goal)
 
     def _saturation(self) -> Iterator[Ratio]:
         """(b, c) Samples a second, of the bare loop's and of each peer's."""
@@ -188,7 +196,7 @@ class Comparison:
                 elif scenario != "large" and name not in (*OURS, *LOOPS):
                     goal = Goal(2.0, at_most=False)
                 theirs = self.rounds(scenario, name, "rows_per_second")
-                yield _ratio(f"{scenario}: fewstep / {name}", _divide(ours, theirs), goal)
+                yield _ratio(f"{scenario}: fewstep / {name}", _divide(ours, theirs), "higher", goal)
 
     def _interactive(self) -> Iterator[Ratio]:
         """(d, e, g) The tail of the calls that matter, of each peer's that kept up with the load."""
@@ -202,14 +210,14 @@ class Comparison:
                 if name == FEWSTEP or not ours:
                     continue
                 theirs = self.rounds(scenario, name, numbers[0])
-                yield _ratio(f"{scenario}: p99 fewstep / {name}", _divide(ours, theirs))
+                yield _ratio(f"{scenario}: p99 fewstep / {name}", _divide(ours, theirs), "lower")
                 if name != UNBATCHED and self.keeps_up(scenario, name):
                     kept_up[name] = theirs
             if kept_up:
                 best = min(kept_up, key=lambda name: statistics.median(kept_up[name]))
                 goal = Goal(0.25, at_most=True) if scenario == "interactive" else None
                 name = f"{scenario}: p99 fewstep / best request-level batcher"
-                yield _ratio(name, _divide(ours, kept_up[best]), goal)
+                yield _ratio(name, _divide(ours, kept_up[best]), "lower", goal)
 
     def keeps_up(self, scenario: str, server: str) -> bool:
         """Whether a server answered what it was offered, so that its latencies are of the same load as the others'."""
@@ -220,12 +228,14 @@ class Comparison:
         """(f) What is answered in time at three times the capacity, of the most that is answered in time."""
         for name in self.servers("overload"):
             goal = Goal(0.9, at_most=False) if name == FEWSTEP else None
-            yield _ratio(f"overload: {name}, goodput of its peak", self.rounds("overload", name, "share"), goal)
+            shares = self.rounds("overload", name, "share")
+            better: Better = "higher" if name == FEWSTEP else "neither"
+            yield _ratio(f"overload: {name}, goodput of its peak", shares, better, goal)
 
 
-def _ratio(name: str, values: Sequence[float], goal: Goal | None = None) -> Ratio:
+def _ratio(name: str, values: Sequence[float], better: Better, goal: Goal | None = None) -> Ratio:
     spread = Spread.of([value for value in values if not math.isnan(value)] or [math.nan])
-    return Ratio(name, spread.median, spread.low, spread.high, goal)
+    return Ratio(name, spread.median, spread.low, spread.high, better, goal)
 
 
 def _divide(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:

@@ -108,7 +108,7 @@ class Idle(Scenario):
         for _ in range(plan.idle_requests // 4):
             call()
         pauses = random.Random(0)
-        found = {}
+        found: Numbers = {}
         for name, paced in (("paced", True), ("busy", False)):
             took = []
             for _ in range(plan.idle_requests):
@@ -240,7 +240,9 @@ class Overload(Scenario):
             with server.turn():
                 load = open_loop(
                     *(server, parse_mix(self.mix), share * capacity),
-                    **{"settle": plan.settle, "seconds": plan.overload, "patience": plan.patience},
+                    settle=plan.settle,
+                    seconds=plan.overload,
+                    patience=plan.patience,
                     seed=turn,
                 )
                 server.wake()  # behind all that nobody waits for any more

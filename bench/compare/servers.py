@@ -101,12 +101,13 @@ def running(
     repository: Path,
     logs: Path,
     models: Sequence[str],
+    threads: int,
     *,
     report: Callable[[str], None],
 ) -> Iterator[tuple[list[Running], dict[str, str]]]:
     """The servers that can be started, held, and why the others are left out, by name.
 
-    models: what a server of the Open Inference Protocol must have before it is ready.
+    threads: of each server's engine. models: what a server of the Open Inference Protocol must have before it is ready.
     """
     with contextlib.ExitStack() as stack:
         started: list[Running] = []
@@ -114,7 +115,8 @@ def running(
         for peer in peers:
             report(peer.title)
             try:
-                process = start(peer, repository, logs / f"{peer.name}.log", models=models)
+                log = logs / f"{peer.name}.log"
+                process = start(peer, repository, log, ["--threads", str(threads)], models=models)
                 stack.enter_context(_released_at_last(process))
             except (PeerEnvironmentError, ServerFailed) as error:
                 left_out[peer.name] = str(error)

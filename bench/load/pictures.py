@@ -27,12 +27,15 @@ WIDTH = 15.0
 STAGE_COLOURS = {
     "late": "#bbbbbb",
     "queue": "#e69f00",
-    "compute": "#0072b2",
+    "steps": "#0072b2",
+    "network": "#0072b2",
+    "update": "#009e73",
     "waits, host": "#cc79a7",
     "wire": "#56b4e9",
     "waits, host, wire": "#cc79a7",
     "server and wire": "#56b4e9",
 }
+DARK_STAGES = ("steps", "network", "update")
 MOST_POINTS = 20_000
 """Of latencies over time in a picture; of more an even choice is drawn."""
 
@@ -135,7 +138,9 @@ def _stages(axes: Axes, result: LoadResult) -> None:
         # A part that is too narrow for its number goes without.
         longest = max(sum(kind.stages.values()) for kind in kinds) * 1e3
         labels = [f"{value:.1f}" if value > 0.06 * longest else "" for value in width]
-        axes.bar_label(bars, labels, label_type="center", fontsize=8, color="white" if stage == "compute" else "black")
+        axes.bar_label(
+            bars, labels, label_type="center", fontsize=8, color="white" if stage in DARK_STAGES else "black"
+        )
     axes.set_yticks(range(len(kinds)), [fill(kind.name, 24) for kind in kinds], fontsize=9)
     axes.set_ylim(len(kinds) - 0.5, -0.5)
     axes.set(xlabel="ms, mean", title="where the time went")
@@ -157,8 +162,8 @@ def _batches(rows: Axes, busy: Axes, flight: Axes, result: LoadResult) -> None:
     busy.stairs([interval.busy for interval in timeline], edges, fill=True, color=COLOURS[0], alpha=0.5)
     busy.set(title="time in steps", ylim=(0, max(1.0, *(interval.busy for interval in timeline))))
     busy.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    flight.plot(edges[1:], [interval.in_flight for interval in timeline], color=COLOURS[0], label="in flight")
-    flight.plot(edges[1:], [interval.waiting for interval in timeline], color=COLOURS[1], label="waiting")
+    flight.plot(edges[1:], [interval.in_flight for interval in timeline], ".-", color=COLOURS[0], label="in flight")
+    flight.plot(edges[1:], [interval.waiting for interval in timeline], ".-", color=COLOURS[1], label="waiting")
     flight.set(title="rows on the server", xlabel="s", ylim=(0, None))
     flight.legend(fontsize=8, loc="lower right", bbox_to_anchor=(1.0, 0.97), ncols=2)
     for axes in (rows, busy, flight):
@@ -206,8 +211,8 @@ def draw_rates(path: Path, probes: Sequence[Probe], goals: Sequence[Goal], found
                     *(0.01, 1e3 * goal.bound, goal.text),
                     transform=latency.get_yaxis_transform(), va="bottom", fontsize=9, color="0.3",
                 )  # fmt: skip
-        latency.legend(loc="upper left" if found is None else "center left")
-        answers.plot(rates, rates, "--", color="0.5", linewidth=1, label="offered")
+        latency.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3, borderaxespad=0.2)
+        answers.plot([0.0, rates[-1]], [0.0, rates[-1]], "--", color="0.5", linewidth=1, label="offered")
         answers.plot(rates, [probe.result.achieved for probe in ordered], "o-", color=COLOURS[0], label="answered")
         answers.set(title="answers, requests/s", ylim=(0, None))
         answers.legend()

@@ -125,9 +125,10 @@ def _kind_result(name: str, outcomes: Sequence[Outcome]) -> KindResult:
 def _stages(answered: Sequence[Outcome]) -> dict[str, float]:
     """Mean seconds by stage, as far as the server tells them apart.
 
-    late: until this process sent the request. queue: until its first step. compute: in its steps. waits, host: in the
-    server, and neither of the two, so waiting for the next step, reading and writing messages. wire: between the two
-    processes and in the libraries of both.
+    late: until this process sent the request. queue: until its first step. network: in the networks of its steps.
+    update: the rest of its steps, gathering rows, noise and updates; steps, where a server does not tell the two apart.
+    waits, host: in the server and neither of these, so waiting for the next step, reading and writing messages. wire:
+    between the two processes and in the libraries of both.
     """
     if not answered:
         return {}
@@ -136,13 +137,13 @@ def _stages(answered: Sequence[Outcome]) -> dict[str, float]:
         return float(np.mean(values))
 
     late, service = mean([outcome.lag for outcome in answered]), mean([outcome.service for outcome in answered])
-    queue, compute, server = (
+    queue, compute, network, server = (
         mean([getattr(outcome.answer, f"{name}_seconds") for outcome in answered])
-        for name in ("queue", "compute", "server")
+        for name in ("queue", "compute", "network", "server")
     )
-    if server:
-        inside = {"queue": queue, "compute": compute, "waits, host": server - queue - compute}
-        return {"late": late, **inside, "wire": service - server}
-    if queue or compute:
-        return {"late": late, "queue": queue, "compute": compute, "waits, host, wire": service - queue - compute}
-    return {"late": late, "server and wire": service}
+    if not (queue or compute):
+        return {"late": late, "server and wire": service}
+    steps = {"network": network, "update": compute - network} if network else {"steps": compute}
+    if not server:
+        return {"late": late, "queue": queue, **steps, "waits, host, wire": service - queue - compute}
+    return {"late": late, "queue": queue, **steps, "waits, host": server - queue - compute, "wire": service - server}

@@ -7,6 +7,7 @@ noise: as many network evaluations as the others take, and not their samples. to
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from models.bundle import load_bundle
 
@@ -32,7 +33,7 @@ def sampler_of(bundle_directory: Path, steps: int, threads: int) -> Runner:
     network = card.networks[card.sampling.network]
     module = load_modules(bundle.directory, {network.module: card.modules[network.module]})[network.module]
     schedule = card.sampling.schedule
-    scheduler = DDIMScheduler(
+    scheduler: Any = DDIMScheduler(
         num_train_timesteps=schedule.steps,
         **{"beta_start": schedule.beta_start, "beta_end": schedule.beta_end, "beta_schedule": "linear"},
         clip_sample=card.sampling.clip,

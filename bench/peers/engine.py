@@ -108,8 +108,8 @@ class Engine:
         """Run one network on rows that wait for it, and update them."""
         lines = [batch.programs[row].lines[step] for row in rows]
         inputs = batch.inputs(rows, lines, self._null)
-        outputs = self._sessions[lines[0].network].run(inputs)
-        outputs, unconditional = [o[: len(rows)] for o in outputs], [o[len(rows) :] for o in outputs]
+        found = self._sessions[lines[0].network].run(inputs)
+        outputs, unconditional = [o[: len(rows)] for o in found], [o[len(rows) :] for o in found]
         if lines[0].updates:
             batch.update(rows, lines, outputs, unconditional)
         else:
@@ -219,8 +219,10 @@ class _Batch:
                     null = null[places]
                 ensemble_step(
                     *(state, slots, outs[places], coefficients),
-                    **{"anchor": anchor, "null_output": null, "noise": noise},
+                    anchor=anchor,
+                    null_output=null,
                     accumulator=self.accumulator if register == SAMPLE else None,
+                    noise=noise,
                 )
             elif kind is LangevinUpdate:
                 langevin_step(state, slots, outs[places], coefficients, anchor=anchor, noise=noise)

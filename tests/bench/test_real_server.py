@@ -95,5 +95,5 @@ def test_the_default_load(server: RunningServer) -> None:
     assert {"digits-ddpm/denoiser"} < set(result.batches)
     assert all(ran.batches > 0 and ran.mean_rows >= 1 for ran in result.batches.values())
     ddim = result.kinds[0]
-    assert 0 < ddim.stages["queue"] + ddim.stages["compute"] < ddim.latency["max"]
+    assert 0 < ddim.stages["queue"] + ddim.stages["network"] < ddim.latency["max"]
     assert all(seconds > 0 for seconds in result.total.stages.values())

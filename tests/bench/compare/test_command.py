@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.__main__ import main
-from bench.compare import command, scenarios
+from bench.compare import command
 from bench.compare.command import in_turn
 from bench.compare.loads import Load
 from bench.compare.plan import Plan
@@ -17,7 +17,7 @@ from bench.sender import Outcome
 
 TINY = Plan(
     **{"rounds": 2, "idle_rounds": 2, "overload_rounds": 1, "idle_requests": 4, "settle": 0.1, "trial": 0.2},
-    **{"saturation": 0.2, "large": 0.2, "bare": 0.05, "mixed": 0.4, "overload": 0.3},
+    **{"saturation": 1.0, "large": 0.2, "bare": 0.05, "mixed": 0.4, "overload": 0.3},
 )
 
 
@@ -71,8 +71,7 @@ def test_a_whole_comparison(
 ) -> None:
     """Both servers and the loops in every round of every scenario; who cannot be started is named and left out."""
     monkeypatch.setattr(command, "QUICK", TINY)
-    monkeypatch.setattr(scenarios.Saturation, "clients", (2,), raising=False)
-    names = ["idle", "bulk", "interactive", "scoring", "overload", "langevin"]
+    names = ["idle", "small", "interactive", "scoring", "overload", "langevin"]
     arguments = ["--scenarios", ",".join(names), "--peers", "grpc,bentoml", "--repository", str(repository)]
     monkeypatch.setattr("bench.peers.environments.ENVIRONMENTS", tmp_path / "none")
     assert main(["compare", "--quick", *arguments, "--output", str(tmp_path)]) == 0
@@ -83,7 +82,7 @@ def test_a_whole_comparison(
     measured = {(entry["scenario"], entry["server"], entry["round"]) for entry in document["rounds"]}
     assert {(name, server, 0) for name in names for server in ("fewstep", "grpc")} <= measured
     assert {("idle", name, 1) for name in ("bare", "diffusers", "fewstep-native")} <= measured
-    assert document["ratios"]["bulk: fewstep / bare"] > 0
+    assert document["ratios"]["small: fewstep / bare"] > 0
     assert "interactive: p99 fewstep / grpc" in document["ratios"]
     assert document["setup"]["versions"]["grpc"]
     assert (tmp_path / "compare.md").is_file()

@@ -145,6 +145,7 @@ def test_the_report_is_complete(tmp_path: Path) -> None:
     write(found, tmp_path)
     document = json.loads((tmp_path / "compare.json").read_text())
     assert document["ratios"]["small: fewstep / bare"] == pytest.approx(0.85)
+    assert document["better"]["small: fewstep / bare"] == "higher"
     assert document["goals"]["small: fewstep / bare"] == {"goal": ">= 0.8", "met": True}
     assert document["medians"]["interactive"]["triton"]["ddim:1 p99"]["median"] is None
     assert len(document["rounds"]) == 6

@@ -137,7 +137,8 @@ def test_our_own_server_by_this_protocol(server: RunningServer, tmp_path: Path) 
     assert document["total"]["errors"] == {}
     assert document["server"]["server"] == "fewstep"
     for kind in document["kinds"]:
-        assert kind["stages"]["compute"] > 0
+        assert all(kind["stages"][stage] > 0 for stage in ("queue", "network", "update", "waits, host", "wire"))
+        assert kind["batch_rows"] >= 1
         assert kind["rows"] == kind["ok"] * (1 if kind["name"].startswith("score") else 2)
     with pytest.raises(MixError, match="'ddim:2': several models may serve it, name one with model=: "):
         prepare(server.address, "ddim:2=1")
