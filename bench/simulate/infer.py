@@ -182,6 +182,8 @@ def _host_costs(alone: Sequence[Sort], crowds: Sequence[Sort]) -> tuple[HostCost
 
     A call's cost is that of the busy server, as far as the probes of several clients tell; what a row adds is not.
     """
+    from scipy.optimize import nnls
+
     busy = statistics.mean(found.host for found in crowds)
     quiet = statistics.median(found.host for found in smallest(alone) if found.kind == crowds[0].kind)
     costs = []
@@ -190,11 +192,11 @@ def _host_costs(alone: Sequence[Sort], crowds: Sequence[Sort]) -> tuple[HostCost
         if not probed:
             costs.append(HostCost())
             continue
-        counts = np.array([found.rows / width_of(found.kind) for found in probed])
+        # Relative to what was measured, as for the steps: else the largest calls alone decide.
         host = np.array([found.host for found in probed])
-        slope, call = np.polyfit(counts, host, 1) if np.ptp(counts) else (0.0, host.mean())
-        row = max(0.0, float(slope))
-        half = max(0.0, float(call)) * min(1.0, busy / quiet) / 2.0
+        matrix = np.array([[1.0, found.rows / width_of(found.kind)] for found in probed])
+        call, row = nnls(matrix / host[:, None], np.ones(len(probed)))[0].tolist()
+        half = call * min(1.0, busy / quiet) / 2.0
         costs.append(HostCost(round(half, ROUND), round(half, ROUND), round(row, ROUND)))
     return costs[0], costs[1]
 

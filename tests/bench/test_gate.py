@@ -8,12 +8,14 @@ import random
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from bench.__main__ import main
 from bench.gate.ratios import Better, GateError, Ratio, Result
 from bench.gate.readers import read_result
 from bench.gate.verdict import Verdict, differences, judge
+from tests.bench.compare.test_result import comparison as compared
 
 SMALL = "small: fewstep / triton"
 TAIL = "interactive: p99 fewstep / triton"
@@ -190,6 +192,37 @@ def test_a_load_is_compared_by_what_it_takes_beside_the_steps(tmp_path):
 
     assert gate(tmp_path, load(0.5, 0.5), load(1.0, 1.0)) == 0
     assert gate(tmp_path, load(0.5, 2.5), load(1.0, 1.0)) == 1
+
+
+def test_a_comparison_is_read_as_it_is_written(tmp_path):
+    """Directions follow from the scenarios: latencies down, throughput and goodput up, a peer's own neither."""
+
+    def rounds(number: str, *values: float) -> list[dict[str, float]]:
+        return [{"offered": 1.0, "achieved": 1.0, number: value} for value in values]
+
+    found = compared(
+        ("small", "fewstep", rounds("rows_per_second", 80, 90, 85)),
+        ("small", "bare", rounds("rows_per_second", 100, 100, 100)),
+        ("langevin", "fewstep", rounds("ddim:4 p99", 0.1, 0.2)),
+        ("langevin", "triton", rounds("ddim:4 p99", 0.2, 0.3)),
+        ("overload", "fewstep", rounds("share", 0.95)),
+        ("overload", "ray", rounds("share", 0.1)),
+    )
+    path = tmp_path / "compare.json"
+    path.write_bytes(msgspec.json.encode(found.document()))
+    result = read_result(path)
+    assert {name: ratio.better for name, ratio in result.ratios.items()} == {
+        "small: fewstep / bare": Better.HIGHER,
+        "langevin: p99 fewstep / triton": Better.LOWER,
+        "langevin: p99 fewstep / best request-level batcher": Better.LOWER,
+        "overload: fewstep, goodput of its peak": Better.HIGHER,
+        "overload: ray, goodput of its peak": Better.NEITHER,
+    }
+    small = result.ratios["small: fewstep / bare"]
+    assert (small.low, small.value, small.high, small.rounds) == (0.8, 0.85, 0.9, True)
+    assert not result.ratios["overload: fewstep, goodput of its peak"].rounds
+    assert result.setting["version of triton"] == "0.7"
+    assert "litserve" in " ".join(result.setting)
 
 
 def test_the_committed_results_can_be_read():

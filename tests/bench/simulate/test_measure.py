@@ -125,7 +125,7 @@ def test_a_real_server_is_measured_and_simulated(repository: Path, tmp_path: Pat
         Group("digits-ddpm", "denoiser", "ensemble"), Group("digits-vdrme", "energy", "score")
     }  # fmt: skip
     assert all(0 < value < 10 for step in found.steps for values in step.seconds for value in values)
-    assert 0 < found.sample.receive < 1
+    assert 0 < found.sample.receive + found.sample.answer + found.sample.row < 1
     study = ["simulate", *mix, "--costs", str(costs), "--rate", "5", "--replicas", "2", "--requests", "100"]
     assert main([*study, "--output", str(tmp_path / "study")]) == 0
     check = ["--check-rate", "10", "--check-seconds", "2", "--check-seeds", "1,2", "--output", str(tmp_path / "check")]
