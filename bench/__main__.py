@@ -1,4 +1,4 @@
-"""`python -m bench load|demo|quality|faults|soak`: exit code 0 done, 1 failed, 2 wrong usage."""
+"""`python -m bench MEASUREMENT`, see `MEASUREMENTS`: exit code 0 done, 1 failed, 2 wrong usage."""
 
 from __future__ import annotations
 
@@ -12,12 +12,28 @@ from rich.console import Console
 from server.client import FewstepError
 
 from . import demo, quality, soak
+from .compare import command as compare
 from .faults import command as faults
+from .gate import command as gate
 from .load import command as load
+from .peers import command as peers
+from .profile import command as profile
 from .server_process import ServerFailed
+from .simulate import command as simulate
 from .targets import TargetError
 
-MEASUREMENTS = {"load": load, "demo": demo, "quality": quality, "faults": faults, "soak": soak}
+MEASUREMENTS = {
+    "load": load,
+    "compare": compare,
+    "peers": peers,
+    "profile": profile,
+    "simulate": simulate,
+    "gate": gate,
+    "demo": demo,
+    "quality": quality,
+    "faults": faults,
+    "soak": soak,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,6 +13,8 @@ elements 0 and 1 of the block, words (2, 3) give elements 2 and 3.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +28,9 @@ _SHIFT = np.uint64(32)
 _MULTIPLIERS = np.array(MULTIPLIERS, dtype=np.uint64)
 # Additions to the key before each round, (rounds, 2, 1).
 _KEY_STEPS = (np.arange(ROUNDS, dtype=np.uint64)[:, None] * np.array(WEYL, dtype=np.uint64))[:, :, None]
+_WORD = 0xFFFFFFFF
+_FEW_BLOCKS = 64
+"""Up to here Python's integers are faster than NumPy's arrays; measured, for 16 blocks by a factor of two."""
 _CHUNK = 4096
 """Counters that are worked on at a time: all that a round touches stays in the nearest caches."""
 
@@ -53,6 +58,37 @@ def _words(counter: Words, key: Words) -> Words:
     return words
 
 
+def _words_of_row(seed: int, sample: int, draw: int, blocks: int) -> bytes:
+    """The words of the counters (block, draw, sample, 0) under one key, as `<u8` (4, blocks).
+
+    An integer of Python's holds one word of all blocks, in lanes of 64 bits: a product with 32 bits stays in its lane,
+    and one operation on a few hundred bytes takes a fraction of what one of NumPy's takes.
+    """
+    lanes = _lanes(blocks)
+    ones, low = lanes.ones, lanes.ones * _WORD
+    c0, c1, c2, c3 = lanes.numbers, draw * ones, sample * ones, 0
+    k0, k1 = seed & _WORD, seed >> 32
+    for _ in range(ROUNDS):
+        p0, p2 = MULTIPLIERS[0] * c0, MULTIPLIERS[1] * c2
+        c0, c1 = (p2 >> 32 & low) ^ c1 ^ k0 * ones, p2 & low
+        c2, c3 = (p0 >> 32 & low) ^ c3 ^ k1 * ones, p0 & low
+        k0, k1 = k0 + WEYL[0] & _WORD, k1 + WEYL[1] & _WORD
+    return b"".join([word.to_bytes(8 * blocks, "little") for word in (c0, c1, c2, c3)])
+
+
+class _Lanes(NamedTuple):
+    """ones: 1 in every lane. numbers: 0, 1, 2.. in them."""
+
+    ones: int
+    numbers: int
+
+
+@lru_cache(maxsize=_FEW_BLOCKS)
+def _lanes(count: int) -> _Lanes:
+    ones, numbers = (np.asarray(lane, dtype="<u8").tobytes() for lane in ([1] * count, range(count)))
+    return _Lanes(int.from_bytes(ones, "little"), int.from_bytes(numbers, "little"))
+
+
 def _rounds(counter: Words, key: Words, out: Words) -> None:
     """counter, out: (4, n). key: (2, n).
 
@@ -78,6 +114,20 @@ def _rounds(counter: Words, key: Words, out: Words) -> None:
     out[::2], out[1::2] = even.reshape(2, n), odd.reshape(2, n)
 
 
+def _words_of_rows(seeds: Sequence[int], samples: Sequence[int], draws: Sequence[int], blocks: int) -> Words:
+    """As `_words_of_row`, (4, rows, blocks) for several rows."""
+    rows = len(seeds)
+    counter = np.zeros((4, rows, blocks), dtype=np.uint64)
+    key = np.empty((2, rows, blocks), dtype=np.uint64)
+    seed = np.array(seeds, dtype=np.uint64)
+    counter[0] = np.arange(blocks)
+    counter[1].T[...] = draws
+    counter[2].T[...] = samples
+    key[0].T[...] = seed & _MASK
+    key[1].T[...] = seed >> _SHIFT
+    return _words(counter.reshape(4, -1), key.reshape(2, -1)).reshape(4, rows, blocks)
+
+
 def normal(seeds: Sequence[int], samples: Sequence[int], draws: Sequence[int], elements: int) -> Floats:
     """Standard normal noise for several rows.
 
@@ -89,15 +139,12 @@ def normal(seeds: Sequence[int], samples: Sequence[int], draws: Sequence[int], e
     """
     rows = len(seeds)
     blocks = (elements + 3) // 4
-    counter = np.zeros((4, rows, blocks), dtype=np.uint64)
-    key = np.empty((2, rows, blocks), dtype=np.uint64)
-    seed = np.array(seeds, dtype=np.uint64)
-    counter[0] = np.arange(blocks)
-    counter[1].T[...] = draws
-    counter[2].T[...] = samples
-    key[0].T[...] = seed & _MASK
-    key[1].T[...] = seed >> _SHIFT
-    words = _words(counter.reshape(4, -1), key.reshape(2, -1)).reshape(4, rows, blocks)
+    if rows * blocks <= _FEW_BLOCKS:
+        keys = zip(seeds, samples, draws, strict=True)
+        row_words = [_words_of_row(int(seed), int(sample), int(draw), blocks) for seed, sample, draw in keys]
+        words = np.frombuffer(b"".join(row_words), dtype="<u8").reshape(rows, 4, blocks).transpose(1, 0, 2)
+    else:
+        words = _words_of_rows(seeds, samples, draws, blocks)
     uniform = words + 0.5
     uniform *= 2.0**-32
     radius, angle = uniform[::2], uniform[1::2]

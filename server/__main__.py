@@ -13,6 +13,14 @@ from .app import App
 from .config import BATCHINGS, ClientLimits, Config, ConfigError, Limits, Security
 from .observability import logs
 
+SWITCH_SECONDS = 1e-4
+"""How long one of Python's threads may keep the others waiting.
+
+With Python's own 5 ms the engine's thread stands still between two steps for as long as the event loop has calls to
+answer. 32 clients with requests of one step, 2 cores, client and server together, three rounds in turns: 555 requests/s
+with 5 ms, 610 with 0.5 ms, 675 with 0.1 ms, no more below.
+"""
+
 
 def parse(arguments: list[str] | None = None) -> Config:
     """The configuration of a command line; exits with code 2 on a bad option."""
@@ -121,6 +129,7 @@ async def serve(config: Config) -> int:
 
 def main() -> int:
     config = parse()
+    sys.setswitchinterval(SWITCH_SECONDS)
     logs.configure(config.log_level, config.log_format)
     try:
         return asyncio.run(serve(config))

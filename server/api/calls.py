@@ -23,6 +23,7 @@ from ..loop.engine import Engine
 from ..observability.call import CALL, REQUEST_ID, Call
 from ..observability.metrics import Metrics
 from ..types import Job, Row
+from .mailbox import Mailbox
 from .observed import Observed
 
 if TYPE_CHECKING:
@@ -56,13 +57,13 @@ class StepPreview(NamedTuple):
 class PendingJob:
     """What a coroutine waits for. The engine's thread talks to it through the event loop only."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, mailbox: Mailbox) -> None:
         self._engine = engine
-        self._loop = asyncio.get_running_loop()
-        self._ended: asyncio.Future[ServerError | None] = self._loop.create_future()
+        self._mailbox = mailbox
+        self._ended: asyncio.Future[ServerError | None] = asyncio.get_running_loop().create_future()
 
     def on_done(self, job: Job, error: ServerError | None) -> None:
-        self._loop.call_soon_threadsafe(self._end, error)
+        self._mailbox.put(self._end, error)
 
     def _end(self, error: ServerError | None) -> None:
         if not self._ended.done():  # else the caller has left meanwhile
@@ -98,14 +99,14 @@ class PendingJob:
 class PreviewedJob(PendingJob):
     """A job whose steps are told, too."""
 
-    def __init__(self, engine: Engine) -> None:
-        super().__init__(engine)
+    def __init__(self, engine: Engine, mailbox: Mailbox) -> None:
+        super().__init__(engine, mailbox)
         self._previews: asyncio.Queue[StepPreview | None] = asyncio.Queue()  # None: there are no more
 
     def on_preview(self, row: Row) -> None:
         # The row goes on while the loop gets here: take what belongs to this step now.
         energies = (row.energy, row.gradient_norm) if row.current.takes_gradient else (None, None)
-        self._loop.call_soon_threadsafe(self._put_preview, StepPreview(row.line + 1, row.preview, *energies))
+        self._mailbox.put(self._put_preview, StepPreview(row.line + 1, row.preview, *energies))
 
     def _put_preview(self, preview: StepPreview) -> None:
         # A slow reader loses previews, never the result, and costs bounded memory.

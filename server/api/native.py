@@ -21,6 +21,7 @@ from ..observability.metrics import Metrics
 from ..repository import Model, Repository
 from ..types import Job, Row
 from .calls import MAX_STREAM_REQUESTS, Context, PendingJob, PreviewedJob, answer, in_order, message_of
+from .mailbox import Mailbox
 from .validate import (
     check_false_alarm_rate,
     check_labels,
@@ -37,13 +38,17 @@ NO_DEADLINE_SECONDS = 1e8
 
 
 class Service:
-    """What the three services share: the models, the engine, and how a job is made and awaited."""
+    """What the three services share: the models, the engine, and how a job is made and awaited.
+
+    Made within the event loop that answers the calls.
+    """
 
     def __init__(self, repository: Repository, engine: Engine, metrics: Metrics, config: Config) -> None:
         self.repository = repository
         self.engine = engine
         self.metrics = metrics
         self.config = config
+        self.mailbox = Mailbox(asyncio.get_running_loop())
 
     @property
     def ready(self) -> bool:
@@ -83,13 +88,13 @@ class Sampler(Service):
     """`fewstep.v1.Sampler`."""
 
     async def Sample(self, request: pb.SampleRequest, context: Context) -> pb.SampleResponse:
-        pending = PendingJob(self.engine)
+        pending = PendingJob(self.engine, self.mailbox)
         call = self._prepare(request, context, pending)
         await pending.done(call.job)
         return self._samples(call)
 
     async def SampleStream(self, request: pb.SampleRequest, context: Context) -> AsyncIterator[pb.SampleEvent]:
-        pending = PreviewedJob(self.engine)
+        pending = PreviewedJob(self.engine, self.mailbox)
         call = self._prepare(request, context, pending)
         async with aclosing(self._previews(call, pending)) as previews:
             async for preview in previews:
@@ -97,13 +102,13 @@ class Sampler(Service):
         yield pb.SampleEvent(result=self._samples(call))
 
     async def Refine(self, request: pb.RefineRequest, context: Context) -> pb.RefineResponse:
-        pending = PendingJob(self.engine)
+        pending = PendingJob(self.engine, self.mailbox)
         call = self._prepare_refinement(request, context, pending)
         await pending.done(call.job)
         return self._refined(call)
 
     async def RefineStream(self, request: pb.RefineRequest, context: Context) -> AsyncIterator[pb.RefineEvent]:
-        pending = PreviewedJob(self.engine)
+        pending = PreviewedJob(self.engine, self.mailbox)
         call = self._prepare_refinement(request, context, pending)
         async with aclosing(self._previews(call, pending)) as previews:
             async for preview in previews:
@@ -231,7 +236,7 @@ class Scorer(Service):
             limit = self.config.limits.max_rows_per_request
             raise InvalidArgument("scales", f"{len(images)} images at {len(plans)} scales, at most {limit} together")
         rate = check_false_alarm_rate(model, request, [name for name, _ in plans])
-        pending = PendingJob(self.engine)
+        pending = PendingJob(self.engine, self.mailbox)
         job = self.job(model, check_priority(request), pending, deadline)
         seed = check_seed(request)
         flat: Floats = images.reshape(len(images), -1)

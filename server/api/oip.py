@@ -265,7 +265,7 @@ class GRPCInferenceService(Service):
         labels = inputs["LABEL"].ravel().tolist() if "LABEL" in inputs else []
         plan = sample_plan(model, _sample_request(parameters, len(seeds), labels), limit, "LABEL")
         priority, deadline = _scheduling(parameters, deadline)
-        pending = PendingJob(self.engine)
+        pending = PendingJob(self.engine, self.mailbox)
         job = self.job(model, priority, pending, deadline)
         job.rows = [Row(job, seed, 0, plan.program, label) for seed, label in zip(seeds, plan.labels, strict=True)]
         job.row_bytes = model.sizes.row_bytes(plan.program)

@@ -181,4 +181,3 @@ class ServerStatus:
     requests_total: int
     batches_total: int
     mean_batch_rows: float
-    network_seconds: float

@@ -30,11 +30,12 @@ from .admission import Admission
 from .cohorts import Cohorts
 from .due import due
 from .load import Counters, ModelLoad
-from .prediction import Lines, Prediction
+from .prediction import Prediction
 from .shares import Share, Shares
 from .slots import Slots
 
 Group = tuple[ModelKey, str, str]
+Entry = tuple[float, int, Job]
 
 
 class Batcher:
@@ -87,17 +88,12 @@ class Batcher:
         if model is None or job.model in self._closed:
             raise ModelGone(f"model {job.model.name} version {job.model.version} is not loaded any more")
         now = self._clock()
-        lines = job.rows[0].program.line_counts
-        shares = self._busy_shares() | {(job.model, kind) for _, kind in lines}
-        width = min(model.capacity, model.in_flight + len(job.rows)) * job.rows[0].network_rows
-        run = len(shares) * self.prediction.run_seconds(job.model, lines, width)
-        if job.deadline is not None:
-            job.latest_start = job.deadline - run
         job.order = self._next_order()
-        job.entry = entry = (due(job, now), job.order, job)
-        ahead = model.waiting.bisect_left(entry) / max(1, len(model.waiting))
-        wait = self.admission.wait_seconds(job, ahead, model.free)
-        self._check(model, job, now, wait + run, lines, len({share[0] for share in shares}))
+        if job.deadline is None:
+            job.entry = entry = (due(job, now), job.order, job)
+            self.admission.check(job, now, 0.0)
+        else:
+            entry = self._check_deadline(model, job, job.deadline, now)
         self.admission.enter(job)
         model.crowd.enter(job)
         job.remaining = len(job.rows)
@@ -109,21 +105,28 @@ class Batcher:
         # Now, not at the next schedule: a row that arrives while a batch runs comes before the rows of that batch.
         self._fill_slots(model)
 
-    def _check(self, model: Slots, job: Job, now: float, seconds: float, lines: Lines, sharing: int) -> None:
-        """Refuse a job that would be late after `seconds`, or is to leave room for others.
+    def _check_deadline(self, model: Slots, job: Job, deadline: float, now: float) -> Entry:
+        """Refuse a job that would be late, or is to leave room for others; returns its entry in the queue.
 
-        sharing: models among which the device is shared. It is for the others' sake only while the next batch is full
-        anyway, so that refusing costs no throughput. Who is refused counts only where a full batch would have left it
-        room: else it would be refused by any busy device, however little the others leave to do.
+        It is for the others' sake only while the next batch is full anyway, so that refusing costs no throughput. Who
+        is refused counts only where a full batch would have left it room: else it would be refused by any busy device,
+        however little the others leave to do.
         """
         row = job.rows[0]
+        lines = row.program.line_counts
+        shares = self._busy_shares() | {(job.model, kind) for _, kind in lines}
+        sharing = len({share[0] for share in shares})  # models among which the device is shared
+        width = min(model.capacity, model.in_flight + len(job.rows)) * row.network_rows
+        run = len(shares) * self.prediction.run_seconds(job.model, lines, width)
+        job.latest_start = deadline - run
+        job.entry = entry = (due(job, now), job.order, job)
+        ahead = model.waiting.bisect_left(entry) / max(1, len(model.waiting))
+        wait = self.admission.wait_seconds(job, ahead, model.free)
         group = (job.model, row.current.network, row.current.kind)
         full = min(self.prediction.batch_rows(group[:2]), model.capacity * row.network_rows)
-        room = 0.0
-        if job.deadline is not None:
-            room = self.prediction.room(job, lines, full, (job.deadline - now) / sharing)
+        room = self.prediction.room(job, lines, full, (deadline - now) / sharing)
         try:
-            self.admission.check(job, now, seconds)
+            self.admission.check(job, now, wait + run)
             if self._next_rows(group) * row.network_rows >= full:
                 model.crowd.check(job, now, self.admission.drain)
         except (DeadlineExceeded, Overloaded):
@@ -132,6 +135,7 @@ class Batcher:
             raise
         if room > 0:
             model.crowd.note(now, room, refused=False)
+        return entry
 
     def end(self, job: Job, error: ServerError, reason: str) -> bool:
         """End a job from outside: its caller is gone, or a stop will not wait for it.

@@ -52,7 +52,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     """Have the next server be a few lines of Python."""
     popen = subprocess.Popen
     monkeypatch.setattr(
-        "bench.server_process.subprocess.Popen", lambda _, **kwargs: popen([sys.executable, "-c", script], **kwargs)
+        "bench.process.subprocess.Popen", lambda _, **kwargs: popen([sys.executable, "-c", script], **kwargs)
     )
 
 

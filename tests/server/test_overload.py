@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from functools import cache
 from typing import NamedTuple
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.errors import DeadlineExceeded, Overloaded
+from bench.simulate.agenda import Agenda
+from bench.simulate.costs import Costs, Group, HostCost, StepCost
+from bench.simulate.replica import Replica, StepCosts
+from bench.simulate.traffic import CompiledCall
+from server.config import Limits
+from server.errors import Overloaded
 from server.loop.admission import DrainRate
 from server.loop.crowd import RECENT_SECONDS, Crowd
-from server.types import Job, Row
-from tests.server.world import MODEL, World, program
+from server.types import Batch, Job, Row
+from tests.server.world import MODEL, program
 
 FULL_ROWS = 32
 FIXED_SECONDS, ROW_SECONDS = 0.002, 0.0005
@@ -41,22 +47,54 @@ def in_common(*steps: int, allowed: float) -> tuple[Kind, ...]:
     return tuple(Kind(n, allowed) for n in steps)
 
 
+def _step(network: str, kind: str) -> StepCost:
+    seconds = ((FIXED_SECONDS + ROW_SECONDS,), (FULL_SECONDS,))
+    return StepCost(MODEL.name, network, kind, (1, FULL_ROWS), seconds)
+
+
+COSTS = Costs((_step("denoiser", "ensemble"), _step("energy", "score")))
+
+
+class _Ticket:
+    """One request of a kind, which counts where it is answered in time."""
+
+    def __init__(self, simulation: Simulation, kind: Kind, deadline: float | None) -> None:
+        self.call = _call(kind)
+        self.seed = 0
+        self.deadline = deadline
+        self._simulation, self._kind = simulation, kind
+        self._ended = False
+
+    def leave(self, reason: str) -> None:
+        assert not self._ended, "a request ended twice"
+        self._ended = True
+        if not reason and (self.deadline is None or self._simulation.now <= self.deadline):
+            self._simulation.met[self._kind] += 1
+
+
 class Simulation:
-    """A discrete-event simulation of the real batcher on a device that takes 2 ms + 0.5 ms a row.
+    """A simulated server of `bench.simulate`, whose device takes 2 ms + 0.5 ms a row, and whose host takes nothing.
 
     Requests arrive by a Poisson process at `load` times what full batches can take. What is answered in time is counted
     as long as requests arrive: what is left in the queue then, more of it the higher the load, is not.
     """
 
     def __init__(self, capacity: int = 64, seed: int = 0) -> None:
-        self.world = World(capacity=capacity, max_batch_rows=FULL_ROWS, max_waiting_rows=512)
+        self.agenda = Agenda()
+        limits = Limits(step_seconds=1e9, max_batch_rows=FULL_ROWS, max_waiting_rows=512)
         self.rng = random.Random(seed)
-        self.arrivals: list[tuple[float, Kind]] = []
-        self.kinds: dict[Job, Kind] = {}
+        self.replica = Replica(
+            *(self.agenda, COSTS, StepCosts(COSTS), limits, {MODEL: capacity}, self.rng.random),
+            on_batch=self._ran,
+        )
+        self.batcher = self.replica.batcher
         self.ran = 0
         self.offered: Counter[Kind] = Counter()
         self.met: Counter[Kind] = Counter()
-        self.forget()
+
+    @property
+    def now(self) -> float:
+        return self.agenda.now
 
     def forget(self) -> None:
         """Count anew."""
@@ -69,45 +107,30 @@ class Simulation:
         weights = [kind.weight for kind in kinds]
         steps = sum(kind.steps * kind.weight for kind in kinds) / sum(weights)
         rate = load * FULL_ROWS / FULL_SECONDS / steps
-        end = now = self.world.now
+        end = now = self.now
         end += seconds
         while (now := now + self.rng.expovariate(rate)) < end:
-            self.arrivals.append((now, self.rng.choices(kinds, weights)[0]))
+            self.at(now, self.rng.choices(kinds, weights)[0])
         return self.until(end)
 
+    def at(self, when: float, kind: Kind) -> None:
+        """Have a request arrive."""
+        self.agenda.at(when, self._arrive, kind)
+
     def until(self, end: float) -> Simulation:
-        """Let the requests arrive and the batches run; a batch that runs at the end is counted."""
-        world = self.world
-        self.arrivals.sort(key=lambda arrival: -arrival[0])
-        while world.now < end:
-            batch, ended = world.batcher.schedule()
-            world.note(ended)
-            if batch is None:
-                self._arrive(self.arrivals[-1][0] if self.arrivals else end)
-                continue
-            seconds = FIXED_SECONDS + ROW_SECONDS * batch.network_rows
-            done = world.now + seconds
-            self._arrive(done)
-            self.ran += len(batch.rows)
-            for job, error in world.batcher.complete(batch, seconds):
-                world.note([(job, error)])
-                if error is None and (job.deadline is None or world.now <= job.deadline):
-                    self.met[self.kinds[job]] += 1
+        """Let the requests arrive and the batches run."""
+        while self.agenda.next_time <= end:
+            self.agenda.step()
+        self.agenda.now = end
         return self
 
-    def _arrive(self, until: float) -> None:
-        while self.arrivals and self.arrivals[-1][0] <= until:
-            self.world.now, kind = self.arrivals.pop()
-            self.offered[kind] += 1
-            deadline = None if kind.allowed is None else self.world.now + FULL_SECONDS * kind.allowed
-            try:
-                job = self.world.submit(
-                    kind.steps, deadline=deadline, priority=kind.priority, network=kind.network, kind=_update(kind)
-                )
-            except (DeadlineExceeded, Overloaded):
-                continue
-            self.kinds[job] = kind
-        self.world.now = until
+    def _arrive(self, kind: Kind) -> None:
+        self.offered[kind] += 1
+        deadline = None if kind.allowed is None else self.now + FULL_SECONDS * kind.allowed
+        self.replica.receive(_Ticket(self, kind, deadline))
+
+    def _ran(self, batch: Batch, began: float, ended: float) -> None:
+        self.ran += len(batch.rows)
 
     @property
     def good(self) -> int:
@@ -123,8 +146,12 @@ class Simulation:
         return self.met[kind] / self.offered[kind]
 
 
-def _update(kind: Kind) -> str:
-    return "score" if kind.network == "energy" else "ensemble"
+@cache
+def _call(kind: Kind) -> CompiledCall:
+    update = "score" if kind.network == "energy" else "ensemble"
+    compiled = program(kind.steps, network=kind.network, kind=update)
+    lines = {Group(MODEL.name, kind.network, update): kind.steps}
+    return CompiledCall("", kind.weight, MODEL, (compiled,), 8, kind.priority, HostCost(), 1, lines)
 
 
 MIXES = {
@@ -176,7 +203,7 @@ def test_goodput_holds_for_any_mix(steps, each, capacity, seed):
 def test_under_overload_no_step_is_taken_in_vain(seed):
     """With 1 to 8 steps, at 3x overload, 98 % of the steps belong to requests that meet their deadline."""
     simulation = Simulation(seed=seed).run(3.0, MIXES["1 to 8"], 8.0)
-    left = sum(row.line for row in simulation.world.batcher.ready_rows())
+    left = sum(row.line for row in simulation.batcher.ready_rows())
     assert simulation.good_steps + left >= 0.98 * simulation.ran
 
 
@@ -194,11 +221,12 @@ def test_a_burst_that_can_be_served_is_not_refused(load):
     """300 patient requests at once to an idle server are all met, also when it had too much to do some time before."""
     simulation = Simulation()
     simulation.run(load, MIXES["1 and 8"], 2.0)
-    start = simulation.world.now + RECENT_SECONDS + 1.0
+    start = simulation.now + RECENT_SECONDS + 1.0
     simulation.until(start)
     simulation.forget()
     burst = Kind(4, 4 * 300 / FULL_ROWS * 1.3)
-    simulation.arrivals = [(start, burst)] * 300
+    for _ in range(300):
+        simulation.at(start, burst)
     simulation.until(start + FULL_SECONDS * burst.allowed)
     assert simulation.met[burst] == 300
 
@@ -273,11 +301,11 @@ def test_rows_without_deadlines_are_not_counted():
 def test_the_rows_counted_are_the_rows_in_work():
     """Whatever becomes of requests, in the end none of their rows is counted."""
     simulation = Simulation(capacity=16).run(2.0, (*MIXES["1 to 8"], Kind(3, None)), 1.0)
-    jobs = simulation.world.batcher.open_jobs()
+    jobs = simulation.batcher.open_jobs()
     assert jobs
     for job in jobs[::2]:
-        simulation.world.batcher.end(job, Overloaded("gone", 1.0), "cancelled")
-    simulation.until(simulation.world.now + 60.0)
-    crowd = simulation.world.batcher._models[MODEL].crowd
-    assert simulation.world.batcher.idle
+        simulation.batcher.end(job, Overloaded("gone", 1.0), "cancelled")
+    simulation.until(simulation.now + 60.0)
+    crowd = simulation.batcher._models[MODEL].crowd
+    assert simulation.batcher.idle
     assert not any(crowd._rows.values())

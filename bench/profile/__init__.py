@@ -1,0 +1,1 @@
+"""`python -m bench profile`: where the microseconds of a request go."""

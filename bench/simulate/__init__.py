@@ -1,0 +1,1 @@
+"""`python -m bench simulate`: fleets of servers in a discrete-event simulation of the real batcher and admission."""
