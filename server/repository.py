@@ -94,6 +94,11 @@ class Repository:
         self._generation = 0
 
     @property
+    def catalogue(self) -> Mapping[tuple[str, int], Model]:
+        """The loaded models by name and version; another object as soon as one has come or gone."""
+        return self._models
+
+    @property
     def models(self) -> list[Model]:
         """The loaded models, by name and version."""
         return list(self._models.values())

@@ -36,7 +36,7 @@ def _network(graph: Path) -> Callable[[], None]:
     return lambda: session.run(None, inputs)
 
 
-def _work(run: Callable[[], None], runs: int, calls: queue.SimpleQueue[Callable[[float], None]]) -> None:
+def _work(run: Callable[[], None], runs: int, calls: queue.SimpleQueue[Callable[[float], object]]) -> None:
     while True:
         answer = calls.get()
         started = perf_counter()
@@ -47,7 +47,7 @@ def _work(run: Callable[[], None], runs: int, calls: queue.SimpleQueue[Callable[
 
 async def serve(graph: Path | None, runs: int) -> None:
     """Serve until the process is ended."""
-    calls: queue.SimpleQueue[Callable[[float], None]] = queue.SimpleQueue()
+    calls: queue.SimpleQueue[Callable[[float], object]] = queue.SimpleQueue()
     loop = asyncio.get_running_loop()
     if graph is not None:
         threading.Thread(target=_work, args=(_network(graph), runs, calls), daemon=True).start()

@@ -59,7 +59,7 @@ def ask_server(channel: grpc.Channel, request: pb.SampleRequest) -> Ask:
 
 def ask_floor(channel: grpc.Channel, request: bytes) -> Ask:
     """Calls of a `floor`."""
-    call = channel.unary_unary(floor.METHOD)
+    call = channel.unary_unary(floor.METHOD, bytes, bytes)
 
     def ask() -> Timed:
         began = perf_counter()

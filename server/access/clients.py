@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from contextvars import ContextVar
 from functools import lru_cache
 from typing import Protocol
@@ -75,24 +74,13 @@ class Client:
             raise Overloaded(f"this client may send {rate:g} requests a second", wait)
         self._tokens -= 1.0
 
-    @contextmanager
-    def holding(self, rows: int, drain: Drain) -> Iterator[None]:
-        """Count rows for as long as their request goes on.
+    def holding(self, rows: int, drain: Drain) -> Holding:
+        """Count rows for as long as their request goes on: a context manager.
 
-        Raises:
+        Entering it raises:
             InvalidArgument: more rows than the client may ever have. Overloaded: more than it may have now.
         """
-        most = self._limits.rows
-        if rows > most:
-            raise InvalidArgument("count", f"{rows} rows asked for, this client may have {most:g}")
-        if self.rows + rows > most:
-            wait = drain.retry_seconds(int(self.rows + rows - most))
-            raise Overloaded(f"{self.rows} rows of this client have not ended, at most {most:g} may", wait)
-        self.rows += rows
-        try:
-            yield
-        finally:
-            self.rows -= rows
+        return Holding(self, rows, drain)
 
     def _level(self) -> float:
         passed = self._clock() - self._filled
@@ -100,6 +88,27 @@ class Client:
         return (
             min(self._burst, self._tokens + passed * self._limits.requests_per_second) if passed > 0 else self._tokens
         )
+
+
+class Holding:
+    """Rows on a client's account, see `Client.holding`."""
+
+    __slots__ = ("_client", "_drain", "_rows")
+
+    def __init__(self, client: Client, rows: int, drain: Drain) -> None:
+        self._client, self._rows, self._drain = client, rows, drain
+
+    def __enter__(self) -> None:
+        client, rows, most = self._client, self._rows, self._client.limits.rows
+        if rows > most:
+            raise InvalidArgument("count", f"{rows} rows asked for, this client may have {most:g}")
+        if client.rows + rows > most:
+            wait = self._drain.retry_seconds(int(client.rows + rows - most))
+            raise Overloaded(f"{client.rows} rows of this client have not ended, at most {most:g} may", wait)
+        client.rows += rows
+
+    def __exit__(self, *error: object) -> None:
+        self._client.rows -= self._rows
 
 
 class Addresses:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import grpc
@@ -77,23 +77,40 @@ class PendingJob:
         Raises:
             ServerError: the job was refused, or failed.
         """
-        with self._submitted(job):
+        with _Submitted(self._engine, job):
             error = await self._ended
         if error is not None:
             raise error
 
-    @contextmanager
-    def _submitted(self, job: Job) -> Iterator[None]:
+
+class _Submitted:
+    """A job in the engine's hands, its rows on its client's account: entered by submitting it, cancelled on leaving.
+
+    A class and not a generator with `contextmanager`, which takes several times as long; each call pays for it.
+    """
+
+    __slots__ = ("_engine", "_held", "_job")
+
+    def __init__(self, engine: Engine, job: Job) -> None:
+        self._engine = engine
+        self._job = job
+        self._held = CLIENT.get(UNLIMITED).holding(len(job.rows), engine.batcher.admission.drain)
+
+    def __enter__(self) -> None:
         call = CALL.get()
-        with CLIENT.get(UNLIMITED).holding(len(job.rows), self._engine.batcher.admission.drain):
+        self._held.__enter__()
+        try:
             if call is not None and call.trace is not None:
-                call.trace.follow(job)
-            self._engine.submit(job)
-            try:
-                yield
-            finally:
-                if not job.ended:
-                    self._engine.cancel(job)
+                call.trace.follow(self._job)
+            self._engine.submit(self._job)
+        except BaseException:
+            self._held.__exit__()
+            raise
+
+    def __exit__(self, *error: object) -> None:
+        self._held.__exit__()
+        if not self._job.ended:
+            self._engine.cancel(self._job)
 
 
 class PreviewedJob(PendingJob):
@@ -120,7 +137,7 @@ class PreviewedJob(PendingJob):
     async def previews(self, job: Job) -> AsyncGenerator[StepPreview, None]:
         """Submit the job; yields what its steps gave and returns when it is done. Otherwise as `done`."""
         job.on_preview = self.on_preview
-        with self._submitted(job):
+        with _Submitted(self._engine, job):
             while (preview := await self._previews.get()) is not None:
                 yield preview
             error = await self._ended

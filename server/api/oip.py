@@ -46,7 +46,7 @@ from ..repository import Repository
 from ..types import Row
 from .calls import MAX_STREAM_REQUESTS, Context, PendingJob, answer, in_order, message_of
 from .native import Scorer, Service, deadline_of
-from .oip_models import Face, faces_of, find_face
+from .oip_models import Face, Faces
 from .oip_wire import (
     DATATYPES,
     Array,
@@ -96,6 +96,7 @@ _OWN: dict[str, Reader] = {
 }
 """Options that one sampler alone knows."""
 _SCORING: dict[str, Reader] = {"scales": names, "false_alarm_rate": number, "seed": integer(0, 2**64 - 1)}
+_OF_SAMPLES, _OF_SCORES = {**_SAMPLING, **_OWN, **_COMMON}, {**_SCORING, **_COMMON}
 
 
 _TIMES = ("queue_seconds", "compute_seconds", "network_seconds", "total_seconds", "mean_batch_rows")
@@ -122,6 +123,7 @@ class GRPCInferenceService(Service):
     def __init__(self, repository: Repository, engine: Engine, metrics: Metrics, config: Config) -> None:
         super().__init__(repository, engine, metrics, config)
         self._scorer = Scorer(repository, engine, metrics, config)
+        self._faces = Faces(repository)
         self._statistics: dict[tuple[str, int], oip.ModelStatistics] = {}
 
     # -- what there is ----------------------------------------------------------------------------
@@ -134,7 +136,7 @@ class GRPCInferenceService(Service):
 
     async def ModelReady(self, request: oip.ModelReadyRequest, context: Context) -> oip.ModelReadyResponse:
         try:
-            find_face(self.repository, request.name, request.version)
+            self._faces.find(request.name, request.version)
         except NotFound:
             return oip.ModelReadyResponse(ready=False)
         return oip.ModelReadyResponse(ready=self.ready)
@@ -143,18 +145,18 @@ class GRPCInferenceService(Service):
         return oip.ServerMetadataResponse(name=PLATFORM, version=__version__, extensions=EXTENSIONS)
 
     async def ModelMetadata(self, request: oip.ModelMetadataRequest, context: Context) -> oip.ModelMetadataResponse:
-        face = find_face(self.repository, request.name, request.version)
+        face = self._faces.find(request.name, request.version)
         kind = oip.ModelMetadataResponse.TensorMetadata
         return oip.ModelMetadataResponse(
             name=face.name,
-            versions=[str(other.version) for other in faces_of(self.repository) if other.name == face.name],
+            versions=[str(other.version) for other in self._faces.all() if other.name == face.name],
             platform=PLATFORM,
             inputs=[kind(name=t.name, datatype=t.datatype, shape=(-1, *t.shape)) for t in face.inputs],
             outputs=[kind(name=t.name, datatype=t.datatype, shape=(-1, *t.shape)) for t in face.outputs],
         )
 
     async def ModelConfig(self, request: oip.ModelConfigRequest, context: Context) -> oip.ModelConfigResponse:
-        face = find_face(self.repository, request.name, request.version)
+        face = self._faces.find(request.name, request.version)
         inputs = [
             oip.ModelInput(name=t.name, data_type=DATATYPES[t.datatype].enum, dims=t.shape, optional=t.optional)
             for t in face.inputs
@@ -179,16 +181,16 @@ class GRPCInferenceService(Service):
         self, request: oip.RepositoryIndexRequest, context: Context
     ) -> oip.RepositoryIndexResponse:
         kind = oip.RepositoryIndexResponse.ModelIndex
-        models = [kind(name=face.name, version=str(face.version), state="READY") for face in faces_of(self.repository)]
+        models = [kind(name=face.name, version=str(face.version), state="READY") for face in self._faces.all()]
         return oip.RepositoryIndexResponse(models=models)
 
     async def ModelStatistics(
         self, request: oip.ModelStatisticsRequest, context: Context
     ) -> oip.ModelStatisticsResponse:
         """Statistics of this protocol's requests alone; those of all requests are on the metrics page."""
-        faces = [face for face in faces_of(self.repository) if request.name in ("", face.name)]
+        faces = [face for face in self._faces.all() if request.name in ("", face.name)]
         if request.name:
-            found = find_face(self.repository, request.name, request.version)
+            found = self._faces.find(request.name, request.version)
             faces = [found] if request.version else faces
         return oip.ModelStatisticsResponse(model_stats=[self._statistics_of(face) for face in faces])
 
@@ -237,7 +239,7 @@ class GRPCInferenceService(Service):
 
     async def _infer(self, request: oip.ModelInferRequest, deadline: float | None) -> oip.ModelInferResponse:
         started = perf_counter()
-        face = find_face(self.repository, request.model_name, request.model_version)
+        face = self._faces.find(request.model_name, request.model_version)
         statistics = self._statistics_of(face)
         infer = self._score if face.scores else self._sample
         try:
@@ -258,7 +260,7 @@ class GRPCInferenceService(Service):
     async def _sample(self, face: Face, request: oip.ModelInferRequest, deadline: float | None) -> Answer:
         """One job, whose rows are each the sample 0 of a seed of their own."""
         model, limit = face.model, self.config.limits.max_rows_per_request
-        parameters = read_parameters(request, {**_SAMPLING, **_OWN, **_COMMON})
+        parameters = read_parameters(request, _OF_SAMPLES)
         requested_outputs(request, face.outputs)  # there is but one
         inputs = read_inputs(request, face.inputs, limit)
         seeds = _seeds(inputs["SEED"])
@@ -283,7 +285,7 @@ class GRPCInferenceService(Service):
 
     async def _score(self, face: Face, request: oip.ModelInferRequest, deadline: float | None) -> Answer:
         model = face.model
-        parameters = read_parameters(request, {**_SCORING, **_COMMON})
+        parameters = read_parameters(request, _OF_SCORES)
         asked = requested_outputs(request, face.outputs)
         inputs = read_inputs(request, face.inputs, self.config.limits.max_rows_per_request)
         images = inputs["IMAGES"].astype(np.float32, copy=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from ..errors import InvalidArgument, NotFound
@@ -27,9 +27,48 @@ class Face(NamedTuple):
         return self.model.key.version
 
 
-def faces_of(repository: Repository) -> Iterator[Face]:
-    """All that there is, in the order of the repository: a model that samples and scores comes twice."""
-    models = repository.models
+class Faces:
+    """The faces of a repository's models, made anew when its models have changed."""
+
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
+        self._catalogue: Mapping[tuple[str, int], Model] | None = None
+        self._all: tuple[Face, ...] = ()
+        self._versions: dict[str, dict[int, Face]] = {}
+
+    def all(self) -> tuple[Face, ...]:
+        """All that there is, in the order of the repository: a model that samples and scores comes twice."""
+        catalogue = self._repository.catalogue
+        if catalogue is not self._catalogue:
+            self._catalogue, self._all = catalogue, tuple(_faces_of(list(catalogue.values())))
+            self._versions = {}
+            for face in self._all:
+                self._versions.setdefault(face.name, {})[face.version] = face
+        return self._all
+
+    def find(self, name: str, version: str) -> Face:
+        """A model by name and version; an empty version is the newest.
+
+        Raises:
+            InvalidArgument: the version is not a number. NotFound: there is no such model or version.
+        """
+        check_name("model_name", name)
+        check_name("version", version)
+        if version and not (version.isascii() and version.isdigit() and len(version) <= 18 and int(version) > 0):
+            raise InvalidArgument("version", f"must be empty or a number above 0, got {version!r}")
+        faces = self.all()
+        versions = self._versions.get(name)
+        if versions is None:
+            known = ", ".join(dict.fromkeys(face.name for face in faces))
+            raise NotFound(f"Request for unknown model: {name!r} is not found; there are: {known}")
+        face = versions.get(int(version) if version else max(versions))
+        if face is None:
+            there = ", ".join(map(str, versions))
+            raise NotFound(f"Request for unknown model: {name!r} has no version {version}; there are: {there}")
+        return face
+
+
+def _faces_of(models: Sequence[Model]) -> Iterator[Face]:
     taken = {model.key.name for model in models}
     for model in models:
         name = model.key.name
@@ -39,27 +78,6 @@ def faces_of(repository: Repository) -> Iterator[Face]:
         # A model whose own name is NAME.score keeps it.
         if model.card.energy is not None and (name == model.key.name or name not in taken):
             yield _scorer(name, model)
-
-
-def find_face(repository: Repository, name: str, version: str) -> Face:
-    """A model by name and version; an empty version is the newest.
-
-    Raises:
-        InvalidArgument: the version is not a number. NotFound: there is no such model or version.
-    """
-    check_name("model_name", name)
-    check_name("version", version)
-    if version and not (version.isascii() and version.isdigit() and len(version) <= 18 and int(version) > 0):
-        raise InvalidArgument("version", f"must be empty or a number above 0, got {version!r}")
-    faces = {face.version: face for face in faces_of(repository) if face.name == name}
-    if not faces:
-        known = ", ".join(dict.fromkeys(face.name for face in faces_of(repository)))
-        raise NotFound(f"Request for unknown model: {name!r} is not found; there are: {known}")
-    face = faces.get(int(version) if version else max(faces))
-    if face is None:
-        there = ", ".join(map(str, faces))
-        raise NotFound(f"Request for unknown model: {name!r} has no version {version}; there are: {there}")
-    return face
 
 
 def _sampler(name: str, model: Model) -> Face:

@@ -146,3 +146,23 @@ def test_wrong_shapes_are_refused_by_name(name, ensemble_step):
             anchor=pool,
             noise=arguments["noise"],
         )
+
+
+@pytest.mark.parametrize("elements", [1, 5, 64, 3072])
+def test_langevin_company_leaves_no_trace(langevin_step, elements):
+    """A row's new state and its gradient's norm are bitwise the same alone and in a crowd, whatever its width."""
+    rows = 9
+    gradient, noise, start = (_normal(rows, elements, seed=seed) for seed in (1, 2, 3))
+    k = torch.tensor([[1.0, 0.1, -0.3, 0.2, 0.8, -2.0, 2.0]]).repeat(rows, 1)
+
+    def step(chosen: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        state = start.clone()
+        at = [gradient[chosen], k[chosen]]
+        _, norms = langevin_step(state, torch.tensor(chosen), *at, anchor=start, noise=noise[chosen])
+        return state[chosen], norms
+
+    crowd, norms = step(list(range(rows))[::-1])
+    for place, row in enumerate(range(rows)[::-1]):
+        alone, norm = step([row])
+        assert alone[0].numpy().tobytes() == crowd[place].numpy().tobytes()
+        assert norm[0].numpy().tobytes() == norms[place].numpy().tobytes()
