@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from ..load import STEP_STAGES
 from .ratios import Better, GateError, Ratio, Result
 
 OURS = "fewstep"
@@ -96,8 +97,9 @@ def _load(kind: str, document: Mapping[str, Any]) -> Result:
         name = entry["name"]
         if not entry["ok"]:
             continue
-        if stages.get("compute"):
-            ratios[f"{name}: latency / its steps"] = _alone(sum(stages.values()) / stages["compute"], Better.LOWER)
+        steps = sum(stages.get(stage, 0.0) for stage in STEP_STAGES)
+        if steps:
+            ratios[f"{name}: latency / its steps"] = _alone(sum(stages.values()) / steps, Better.LOWER)
         ratios[f"{name}: p99 / p50"] = _alone(latency["p99"] / latency["p50"], Better.LOWER)
         ratios[f"{name}: answered of sent"] = _alone(entry["ok"] / entry["sent"], Better.HIGHER)
     plan = {name: str(value) for name, value in document["plan"].items() if name in ("mix", "arrivals", "timeout")}

@@ -30,7 +30,7 @@ from .report import load_report, rates_report
 from .result import LoadResult
 from .run import measure, schedule_of
 from .search import CONFIRMATION, FEWEST_REQUESTS, Found, Probe, probe_of, search
-from .terminal import line_of, show, show_probes
+from .terminal import line_of, show, show_probes, verdict
 from .trace import write_trace
 
 __all__ = ["add_arguments", "main"]
@@ -50,11 +50,16 @@ def _server(options: argparse.Namespace) -> Iterator[tuple[str, str | None]]:
 
 @dataclass(frozen=True)
 class _Measured:
-    """What was measured. probes: loads at several rates. found: what a search came to. shown: a load in detail."""
+    """What was measured.
+
+    probes: loads at several rates. found: what a search came to. shown: a load in detail, with its outcomes; of a
+    search the load sent once more at the rate that was found, held against the goals in `again`.
+    """
 
     probes: Sequence[Probe] = ()
     found: Found | None = None
     shown: tuple[LoadResult, list[Outcome]] | None = None
+    again: Probe | None = None
 
     @property
     def answered(self) -> bool:
@@ -87,14 +92,17 @@ async def _send(job: Job, target: Target, metrics_address: str | None, table: Li
                 lowest=FEWEST_REQUESTS / plan.duration,
                 highest=MOST_REQUESTS / plan.seconds,
                 precision=job.precision,
-                tell=lambda probe: console.print(line_of(probe)),
+                tell=lambda probe: console.print(line_of(probe, judged=True)),
             )
+            if found.rate is None:
+                return _Measured(found.probes, found)
             # What is shown in detail has arrivals of its own, so that it was not chosen for being lucky.
-            return _Measured(found.probes, found, None if found.rate is None else await one(found.rate, CONFIRMATION))
+            shown = await one(found.rate, CONFIRMATION)
+            return _Measured(found.probes, found, shown, probe_of(found.rate, job.goals, shown[0]))
         probes = []
         for rate in job.rates:
             probes.append(probe_of(rate, job.goals, await result_at(rate, 0)))
-            console.print(line_of(probes[-1]))
+            console.print(line_of(probes[-1], judged=bool(job.goals)))
         return _Measured(probes) if probes else _Measured(shown=await one())
 
 
@@ -113,8 +121,9 @@ def _write(measured: _Measured, job: Job, folder: Path, environment: Environment
     if measured.probes:
         document = {"goals": [goal.text for goal in job.goals], "probes": [p.document() for p in measured.probes]}
         if measured.found is not None:
-            document |= {"found": measured.found.rate, "bounded": measured.found.bounded}
-        write("rates", document, rates_report(measured.probes, measured.found, environment))
+            again = measured.again.missed if measured.again else None
+            document |= {"found": measured.found.rate, "bounded": measured.found.bounded, "missed_again": again}
+        write("rates", document, rates_report(measured.probes, measured.found, measured.again, environment))
         draw_rates(folder / "rates.png", measured.probes, job.goals, measured.found, environment.line())
     if measured.shown is not None:
         result, outcomes = measured.shown
@@ -143,8 +152,7 @@ def main(options: argparse.Namespace, console: Console) -> int:
         console.print(measured.found.summary())
     if measured.shown is not None:
         show(measured.shown[0], console)
-        confirmed = probe_of(0.0, job.goals, measured.shown[0])
-        if job.goals:
-            console.print(f"once more at that rate: {'met' if confirmed.met else ', '.join(confirmed.missed)}")
+    if measured.again is not None:
+        console.print(f"the load above, once more at the rate that was found: {verdict(measured.again)}")
     console.print(f"wrote {', '.join(map(str, written))}")
     return 0 if measured.answered else 1

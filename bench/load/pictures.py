@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ..pictures import COLOURS, STYLE, colours_for, plain_log, save
 from ..sender import Outcome
 from .goals import ERRORS, Goal
-from .result import ALL, LoadResult
+from .result import ALL, STEP_STAGES, LoadResult
 from .search import Found, Probe
 
 WIDTH = 15.0
@@ -35,7 +35,6 @@ STAGE_COLOURS = {
     "waits, host, wire": "#cc79a7",
     "server and wire": "#56b4e9",
 }
-DARK_STAGES = ("steps", "network", "update")
 MOST_POINTS = 20_000
 """Of latencies over time in a picture; of more an even choice is drawn."""
 
@@ -139,7 +138,7 @@ def _stages(axes: Axes, result: LoadResult) -> None:
         longest = max(sum(kind.stages.values()) for kind in kinds) * 1e3
         labels = [f"{value:.1f}" if value > 0.06 * longest else "" for value in width]
         axes.bar_label(
-            bars, labels, label_type="center", fontsize=8, color="white" if stage in DARK_STAGES else "black"
+            bars, labels, label_type="center", fontsize=8, color="white" if stage in STEP_STAGES else "black"
         )
     axes.set_yticks(range(len(kinds)), [fill(kind.name, 24) for kind in kinds], fontsize=9)
     axes.set_ylim(len(kinds) - 0.5, -0.5)

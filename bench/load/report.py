@@ -9,7 +9,7 @@ from ..environment import Environment
 from .plan import LoadPlan
 from .result import KindResult, LoadResult
 from .search import Found, Probe
-from .terminal import about_latencies, errors_of, milliseconds
+from .terminal import about_latencies, errors_of, milliseconds, verdict
 
 
 def load_report(result: LoadResult, environment: Environment) -> str:
@@ -63,16 +63,19 @@ def load_report(result: LoadResult, environment: Environment) -> str:
     return "\n".join([*lines, ""])
 
 
-def rates_report(probes: Sequence[Probe], found: Found | None, environment: Environment) -> str:
-    """Loads at several rates, and the highest that meets the goals if it was searched for."""
+def rates_report(probes: Sequence[Probe], found: Found | None, again: Probe | None, environment: Environment) -> str:
+    """Loads at several rates, and the highest that meets the goals if it was searched for.
+
+    again: the load once more at that rate.
+    """
     first = probes[0].result
     lines = [
         f"# Load: {'the highest rate that meets its goals' if found else 'latency against rate'}",
         "",
         *([f"**{found.summary()[0].upper()}{found.summary()[1:]}.**", ""] if found else []),
         *_surroundings(first.plan, first, environment),
-        f"Each rate for {first.plan.duration:g} s after {first.plan.warmup:g} s of warm-up.",
         *(["A rate that misses its goals is tried once more, with other arrivals."] if found else []),
+        *([f"Once more at the rate that was found ([details](load.md)), the load {verdict(again)}."] if again else []),
         "",
         "![Latency against rate](rates.png)",
         "",

@@ -18,6 +18,8 @@ from .plan import LoadPlan
 
 SHARES = (50.0, 90.0, 95.0, 99.0, 99.9)
 ALL = "all"
+STEP_STAGES = ("network", "update", "steps")
+"""The stages that are a request's steps, of which a server may tell the two parts."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,9 +94,15 @@ def show_probes(probes: Sequence[Probe], console: Console) -> None:
     console.print(_table("latency, ms", ("offered/s", "achieved/s", "errors", *measures, "missed"), rows))
 
 
-def line_of(probe: Probe) -> str:
-    """One line on a probe that has just ended."""
+def verdict(probe: Probe) -> str:
+    """Whether a load meets its goals, in words."""
+    return "meets the goals" if probe.met else f"misses: {', '.join(probe.missed)}"
+
+
+def line_of(probe: Probe, judged: bool) -> str:
+    """One line on a probe that has just ended. judged: whether there are goals to hold it against."""
     total = probe.result.total
-    verdict = f"misses: {', '.join(probe.missed)}" if probe.missed else "meets the goals"
     p50, p99 = milliseconds(total.latency["p50"]), milliseconds(total.latency["p99"])
-    return f"{probe.rate:.4g} requests/s: p50 {p50} ms, p99 {p99} ms, errors {100 * total.error_share:.2g} %, {verdict}"
+    errors = f"errors {100 * total.error_share:.2g} %"
+    ending = f", {verdict(probe)}" if judged else ""
+    return f"{probe.rate:.4g} requests/s: p50 {p50} ms, p99 {p99} ms, {errors}{ending}"

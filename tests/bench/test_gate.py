@@ -186,7 +186,7 @@ def test_a_load_is_compared_by_what_it_takes_beside_the_steps(tmp_path):
 
     def load(compute: float, host: float) -> dict[str, Any]:
         latency = {"p50": compute + host, "p99": 2 * (compute + host)}
-        stages = {"late": 0.0, "compute": compute, "host": host}
+        stages = {"late": 0.0, "network": 0.75 * compute, "update": 0.25 * compute, "waits, host": host}
         kind = {"name": "ddim:1", "sent": 10, "ok": 10, "stages": stages, "latency": latency}
         return {"kinds": [kind], "environment": ENVIRONMENT, "plan": {"mix": "m", "timeout": 10.0}}
 

@@ -62,11 +62,14 @@ def test_rates_and_search_draw_latency_against_rate(
     """Each rate has its line and its entry; what a search finds is shown in detail too."""
     where = ["load", "--address", fake.address, "--mix", "ddim:1=1", *SHORT, "--output", str(tmp_path)]
     assert main([*where, "--rates", "80,20", "--goal", "p50<10s"]) == 0
+    assert "errors 0 %, meets the goals" in said_by(capsys)
     document = json.loads((tmp_path / "rates.json").read_text())
     assert [probe["rate"] for probe in document["probes"]] == [20, 80]
     assert document["goals"] == ["p50<10s", "errors<1%"]
     assert (tmp_path / "rates.png").exists()
     assert not (tmp_path / "load.png").exists()
+    assert main([*where, "--rates", "20"]) == 0
+    assert "meets the goals" not in said_by(capsys)
     # Sixteen requests at a time, 0.1 s each, are 160 a second; within half a second a goal of 0.3 s is soon missed.
     fake.sample_seconds = 0.1
     assert main([*where, "--search", "--goal", "p99<300ms", "--rate", "40", "--precision", "0.5"]) == 0
@@ -75,7 +78,10 @@ def test_rates_and_search_draw_latency_against_rate(
     met = [probe["rate"] for probe in document["probes"] if not probe["missed"]]
     assert document["found"] == max(met) < min(p["rate"] for p in document["probes"] if p["missed"])
     assert json.loads((tmp_path / "load.json").read_text())["plan"]["arrivals"]["rate"] == document["found"]
-    assert "requests/s is the highest rate that meets p99<300ms" in (tmp_path / "rates.md").read_text()
+    report = (tmp_path / "rates.md").read_text()
+    assert "requests/s is the highest rate that meets p99<300ms" in report
+    again = "meets the goals" if document["missed_again"] == [] else f"misses: {', '.join(document['missed_again'])}"
+    assert f"Once more at the rate that was found ([details](load.md)), the load {again}." in report
     assert "misses: p99" in said_by(capsys)
     assert main([*where, "--search", "--goal", "p99<1ms", "--rate", "40"]) == 1
     assert "no rate down to 20 requests/s meets p99<1ms" in said_by(capsys)

@@ -35,8 +35,7 @@ def ink(path: Path) -> int:
         return int((np.asarray(picture.convert("L")) < 100).sum())
 
 
-@pytest.mark.parametrize("plan", [LoadPlan(MIX), LoadPlan(MIX, Clients(2))])
-@pytest.mark.parametrize("timeline", [[], TIMELINE])
+@pytest.mark.parametrize(("plan", "timeline"), [(LoadPlan(MIX), TIMELINE), (LoadPlan(MIX, Clients(2)), [])])
 @pytest.mark.parametrize(
     "outcomes", [[], [Outcome(0, 4.0, 0, 0.1, "UNAVAILABLE"), Outcome(0, 2.0, 0, 0.1, "OK")], ANSWERED]
 )
