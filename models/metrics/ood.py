@@ -3,13 +3,13 @@
 Every set is a pure function of in-distribution images and a seed. Nothing may be tuned on them.
 The positive class of a detector is a matter of taste and changes some metrics; here names say which it is.
 
-Protocol note. *Near* also knows "digits 0-4 against 5-9", which is no transformation of images: train and calibrate
-on `select_digits(part, range(5))` alone, then compare test images of both halves with `detection_metrics`.
+*Near* also knows "digits 0-4 against 5-9", which is no transformation of images: `unseen_digits` draws from images of
+digits that a detector's training left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -18,8 +18,6 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import gaussian_filter
 from sklearn.datasets import load_sample_images
-
-from ..data import LabelledImages
 
 Array = npt.NDArray[np.float64]
 Images = npt.NDArray[np.float32]
@@ -163,12 +161,6 @@ OOD_SETS: tuple[OodSet, ...] = (
     OodSet("blank", "trap", "empty background", False, blank),
 )
 """Every set, from the hardest category to the traps."""
-
-
-def select_digits(part: LabelledImages, digits: Collection[int]) -> LabelledImages:
-    """The images of a part whose label is among `digits`, in their order."""
-    chosen = np.isin(part.labels, list(digits))
-    return LabelledImages(part.images[chosen], part.labels[chosen])
 
 
 @dataclass(frozen=True)

@@ -324,9 +324,9 @@ def test_sets_refuse_bad_sources(sources, message):
         BY_NAME["rotation"].images(sources.astype(np.float32), 0)
 
 
-def test_select_digits_keeps_images_with_their_labels(split):
+def test_selected_digits_keep_images_with_their_labels(split):
     """The two halves of the 0-4 against 5-9 protocol are disjoint and complete."""
-    low, high = ood.select_digits(split.test, range(5)), ood.select_digits(split.test, range(5, 10))
+    low, high = split.test.select(range(5)), split.test.select(range(5, 10))
     assert set(low.labels) == set(range(5))
     assert len(low) + len(high) == len(split.test)
     np.testing.assert_array_equal(low.images, split.test.images[split.test.labels < 5])
