@@ -28,6 +28,7 @@ from rich.table import Table
 from models.machine import ROOT
 from server.client import FewstepClient, SampleOptions, Scores
 
+from . import board
 from .environment import Environment, describe_environment
 from .percentiles import percentile
 from .quality import DIFFUSION, VDRME, Method, Quality, measure, steps_option
@@ -38,15 +39,18 @@ if TYPE_CHECKING:
 
     from .pictures import SampleRow, ScoredSet
 
-CHECKPOINTS = tuple(
-    Path("models/zoo") / name for name in ("digits-ddpm", "digits-vdrme", "digits-gdim", "digits-hat", "digits-latent")
+MODELS = (
+    *("digits-ddpm", "digits-vdrme", "digits-gdim", "digits-gdim-start", "digits-hat", "digits-latent"),
+    board.MODEL,
 )
+CHECKPOINTS = tuple(Path("models/zoo") / name for name in MODELS)
 EXPORT_TIMEOUT = 600.0
 STEPS = (4, 8, 10, 20)
 BEST_M = {4: 1.0, 8: 0.8, 10: 0.5, 20: 0.15}
 """iDDIM's best ensemble weight on digits at each number of steps, by `python -m bench quality`."""
 OTHERS = (
     Method("t-GDIM", "digits-gdim", {"sampler": "gdim", "m": 1.0}, (4,)),
+    Method("T-GDIM", "digits-gdim-start", {"sampler": "gdim", "m": 1.0}, (4,)),
     Method("Hat, G(z) alone", "digits-hat", {"parameters": {"stage": 0}}),
     Method("Hat, stage 1", "digits-hat", {"parameters": {"stage": 1}}),
     Method("Hat, stage 2", "digits-hat", {"parameters": {"stage": 2}}),
@@ -160,7 +164,9 @@ class Demo:
         names = [model.name for model in models]
         vdrme_steps = client.describe(VDRME).accepted_steps if VDRME in names else ()
         self.methods = methods_for(names, vdrme_steps)
-        scorers = sorted((model.name for model in models if model.scores), key=lambda name: (name != VDRME, name))
+        self.has_board = board.MODEL in names
+        scoring = [model.name for model in models if model.scores and model.name != board.MODEL]
+        scorers = sorted(scoring, key=lambda name: (name != VDRME, name))
         self.scorer = scorers[0] if scorers else None
         self.other_scorers = scorers[1:]
         if not self.methods:
@@ -198,6 +204,13 @@ class Demo:
                 SampleRow(label, f"FD {line.frechet:.1f}", images)
             )
         return groups
+
+    def checkerboard(self) -> board.Board | None:
+        """Points and energies of the model on the plane, where it is there."""
+        if not self.has_board:
+            return None
+        self._step("checkerboard")
+        return board.ask_board(self._client, SEED)
 
     def other_scores(self) -> dict[str, list[DetectionResult]]:
         """What the other models' energies make of one set of each category, with one seed."""
@@ -357,6 +370,7 @@ def _run(
         status = client.status()
         lines, floor = demo.samplers()
         groups = demo.pictures(lines)
+        plane = demo.checkerboard()
         scored = demo.scores()
         others = demo.other_scores()
         step("stop of the server")
@@ -369,7 +383,7 @@ def _run(
     foot = environment.line()
     title = "Digits by method and number of network evaluations (NFE), the same seed in every row"
     what = f"FD: FD-digits of {SAMPLES} samples; the 397 test images: {floor:.1f}.   {foot}"
-    draw_samples(options.output / "samples.png", groups, title, what)
+    draw_samples(options.output / "samples.png", groups, title, what, plane)
     tables: list[Table | str] = [parity, sampler_table(lines, floor)]
     written = ["demo.json", "samples.png"]
     document: dict[str, Any] = {

@@ -140,6 +140,18 @@ def blank(images: Images, rng: np.random.Generator) -> npt.NDArray[np.floating]:
     return np.full(images.shape, LOW)
 
 
+def unseen_digits(pool: Images) -> OodSet:
+    """Real digits of kinds that a detector's training left out: each seed draws as many as there are images.
+
+    pool: images (m, channels, size, size) of those digits, at least as many as a detector is asked about.
+    """
+
+    def draw(images: Images, rng: np.random.Generator) -> npt.NDArray[np.floating]:
+        return pool[rng.choice(len(pool), len(images), replace=False)]
+
+    return OodSet("unseen", "near", "digits that training left out", True, draw)
+
+
 @lru_cache(maxsize=1)
 def _photographs() -> tuple[Array, ...]:
     """china.jpg and flower.jpg as (height, width) luminance in [-1, 1] (Rec. 601 weights)."""

@@ -23,6 +23,7 @@ from ..machine import ROOT, commit, cpu_name
 from ..metrics.baselines import fit_baselines
 from ..metrics.checkerboard import BoardQuality, board_quality, model_maps
 from ..metrics.frechet import FrechetDigits
+from ..train.near import NAME as NEAR
 from .measure import (
     BoardDensity,
     Checkpoint,
@@ -34,7 +35,9 @@ from .measure import (
     measure_row,
     samples_digits,
 )
-from .report import EXPLANATION, auroc_table, board_table, detection_table, samples_table
+from .near import explanation as explain_near
+from .near import measure_near
+from .report import EXPLANATION, auroc_table, board_table, detection_table, near_table, samples_table
 from .rows import QualityRow, rows_of
 
 ZOO = ROOT / "models" / "zoo"
@@ -55,6 +58,7 @@ class Found:
     floor: float
     rows: list[RowQuality] = field(default_factory=list)
     detectors: list[ScaleQuality] = field(default_factory=list)
+    near: list[ScaleQuality] = field(default_factory=list)
     boards: dict[str, list[BoardQuality]] = field(default_factory=dict)
     densities: dict[str, list[BoardDensity]] = field(default_factory=dict)
     seconds: float = 0.0
@@ -125,9 +129,11 @@ def _measure_energies(
 ) -> None:
     test = split.test.images
     for checkpoint in checkpoints:
-        if checkpoint.card.image.shape == test.shape[1:]:
+        if checkpoint.card.name == NEAR:
+            found.near += measure_near(checkpoint, split, found.seeds, report)
+        elif checkpoint.card.image.shape == test.shape[1:]:
             found.detectors += measure_energies(checkpoint, test, found.seeds, report)
-    for name, energy in fit_baselines(split.train.images, metric).items():
+    for name, energy in fit_baselines(split.train.images, metric.logits).items():
         report(name)
         found.detectors.append(measure_detector(name, energy, test, found.seeds))
 
@@ -172,9 +178,12 @@ def _write(output: Path, found: Found, split: DigitsSplit, metric: FrechetDigits
     if found.detectors:
         parts += [
             "## Out-of-distribution detection",
-            "Mean AUROC over the seeds; scales of a model after its first: one seed.",
+            "Mean AUROC over the seeds, of which scales that run chains have one.",
             auroc_table(found.detectors),
         ]
+    if found.near:
+        parts += ["### Digits 0-4 against 5-9", explain_near(split), near_table(found.near)]
+    if found.detectors:
         parts += [f"### {entry.detector}\n\n{detection_table(entry)}" for entry in found.detectors]
         draw_detection(output / "detection.png", found.detectors, found.foot())
     (output / "quality.md").write_text("\n\n".join(parts) + "\n")

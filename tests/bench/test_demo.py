@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from bench import board
 from bench.__main__ import main
-from bench.demo import BEST_M, STEPS, DemoError, export, methods_for
+from bench.demo import BEST_M, CHECKPOINTS, MODELS, STEPS, DemoError, export, methods_for
 from bench.server_process import ServerFailed, ServerProcess
+from models.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,6 +29,19 @@ def test_methods_follow_from_the_models_that_are_there() -> None:
     assert {method.name for method in methods_for(["digits-vdrme"], (4,))} == {"VDRME"}
     hat = [method.options["parameters"]["stage"] for method in methods_for(["digits-hat"], ())]
     assert hat == [0, 1, 2]
+
+
+def test_the_demo_shows_every_method_of_the_zoo() -> None:
+    """Every sampler that a shipped model has by default is a row of the picture, or the checkerboard below the rows."""
+    cards = {path.name: load_checkpoint(path) for path in (ROOT / "models" / "zoo").iterdir()}
+    sampling = {(card.family, name) for name, card in cards.items() if card.sampling is not None}
+    shown = {(cards[name].family, name) for name in MODELS}
+    # A prior of six steps for the same generator is no other method than the one of three.
+    assert sampling - shown == {("latent", "digits-latent-6")}
+    assert {method.model for method in methods_for(MODELS, (4,))} == set(MODELS) - {board.MODEL}
+    assert [path.name for path in CHECKPOINTS] == list(MODELS)
+    names = {method.name for method in methods_for(MODELS, (4,))}
+    assert {"DDIM", "iDDIM", "VDRME", "t-GDIM", "T-GDIM", "Hat, stage 2", "EBM prior"} <= names
 
 
 def test_a_missing_checkpoint_ends_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
