@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -122,13 +123,21 @@ def export(checkpoints: Sequence[Path], repository: Path) -> str:
         "--jobs",
         str(min(4, os.cpu_count() or 1)),
     ]
-    try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=EXPORT_TIMEOUT)
-    except subprocess.TimeoutExpired:
-        raise DemoError(f"export did not end within {EXPORT_TIMEOUT:g} s") from None
-    if done.returncode != 0:
-        raise DemoError(f"export ended with code {done.returncode}:\n{done.stderr.strip()[-2000:]}")
-    return done.stdout
+    # In a session of its own: the exporter has processes of its own, which outlive it where it alone is killed.
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as exporter:
+        try:
+            output, errors = exporter.communicate(timeout=EXPORT_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            os.killpg(exporter.pid, signal.SIGKILL)
+            raise DemoError(f"export did not end within {EXPORT_TIMEOUT:g} s") from None
+        except BaseException:  # an interrupt from the keyboard does not reach that session
+            os.killpg(exporter.pid, signal.SIGKILL)
+            raise
+    if exporter.returncode != 0:
+        raise DemoError(f"export ended with code {exporter.returncode}:\n{errors.strip()[-2000:]}")
+    return output
 
 
 def latencies(client: FewstepClient, method: Method, steps: int | None) -> tuple[float, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,32 @@ def test_a_failing_export_ends_the_demo_with_its_words(tmp_path: Path) -> None:
     """What the exporter says is passed on."""
     with pytest.raises(DemoError, match=r"(?s)export ended with code 2.*checkpoint\.json"):
         export([tmp_path], tmp_path / "repository")
+
+
+def test_an_export_that_takes_too_long_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exporter is killed together with the processes that it started."""
+    child = "import os, time; print(os.getpid(), file=open('pid', 'w'), flush=True); time.sleep(60)"
+    script = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(60)"
+    popen = subprocess.Popen
+    monkeypatch.setattr(
+        "bench.demo.subprocess.Popen",
+        lambda _, **kwargs: popen([sys.executable, "-c", script], **{**kwargs, "cwd": tmp_path}),
+    )
+    monkeypatch.setattr("bench.demo.EXPORT_TIMEOUT", 5.0)
+    with pytest.raises(DemoError, match=r"did not end within 5 s"):
+        export([tmp_path], tmp_path / "repository")
+    child_pid = int((tmp_path / "pid").read_text())
+    deadline = time.monotonic() + 10.0
+    while time.monotonic() < deadline and _runs(child_pid):
+        time.sleep(0.05)
+    assert not _runs(child_pid)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
 
 
 def test_a_server_that_cannot_start_is_reported_with_its_log(tmp_path: Path) -> None:
