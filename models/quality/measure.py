@@ -69,6 +69,12 @@ class ScaleQuality:
     results: list[DetectionResult]
 
     @property
+    def model(self) -> str | None:
+        """Whose energy it is; None for a baseline, whose name is one word."""
+        model, separator, _ = self.detector.rpartition(" ")
+        return model if separator else None
+
+    @property
     def seeds(self) -> int:
         """How many seeds drew the sets."""
         return len(self.results[0].seeds)
