@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from server.client import FewstepClient
 
+from .quality import Method, draw
+
 MODEL = "checkerboard-vdrme"
 COUNT = 2000
 REACH = 3.0
@@ -38,8 +40,8 @@ def ask_board(client: FewstepClient, seed: int) -> Board:
     """Draw points with the model's default sampler, and score the middles of a grid of squares."""
     from models.metrics.checkerboard import CELLS, board_quality, points
 
-    drawn = client.sample(MODEL, count=COUNT, seed=seed)
-    samples = drawn.images.reshape(COUNT, 2).astype(np.float64)
+    images, nfe = draw(client, Method("VDRME", MODEL), None, COUNT, seed)
+    samples = images.reshape(COUNT, 2).astype(np.float64)
     middles = (np.arange(GRID) + 0.5) * (2.0 * REACH / GRID) - REACH
     places = np.stack(np.meshgrid(middles, middles), axis=-1).reshape(-1, 2, 1, 1).astype(np.float32)
     energy = [
@@ -47,10 +49,10 @@ def ask_board(client: FewstepClient, seed: int) -> Board:
     ]
     quality = board_quality(samples)
     note = (
-        f"{quality.support:.3f} on the\nsupport\n\n{quality.covered} of {len(CELLS)}\ncells\n\n"
+        f"{quality.support:.3f} on\nthe board\n\n{quality.covered} of {len(CELLS)}\ncells\n\n"
         f"total\nvariation\n{quality.total_variation:.3f}"
     )
-    return Board(points(COUNT, seed), samples, np.concatenate(energy).reshape(GRID, GRID), note, drawn.nfe)
+    return Board(points(COUNT, seed), samples, np.concatenate(energy).reshape(GRID, GRID), note, nfe)
 
 
 def draw_board(figure: Figure, board: Board, left: float, bottom: float, size: float, gap: float) -> None:
