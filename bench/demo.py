@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -28,6 +29,7 @@ from rich.table import Table
 from models.machine import ROOT
 from server.client import FewstepClient, SampleOptions, Scores
 
+from . import board
 from .environment import Environment, describe_environment
 from .percentiles import percentile
 from .quality import DIFFUSION, VDRME, Method, Quality, measure, steps_option
@@ -38,15 +40,18 @@ if TYPE_CHECKING:
 
     from .pictures import SampleRow, ScoredSet
 
-CHECKPOINTS = tuple(
-    Path("models/zoo") / name for name in ("digits-ddpm", "digits-vdrme", "digits-gdim", "digits-hat", "digits-latent")
+MODELS = (
+    *("digits-ddpm", "digits-vdrme", "digits-gdim", "digits-gdim-start", "digits-hat", "digits-latent"),
+    board.MODEL,
 )
+CHECKPOINTS = tuple(Path("models/zoo") / name for name in MODELS)
 EXPORT_TIMEOUT = 600.0
 STEPS = (4, 8, 10, 20)
 BEST_M = {4: 1.0, 8: 0.8, 10: 0.5, 20: 0.15}
 """iDDIM's best ensemble weight on digits at each number of steps, by `python -m bench quality`."""
 OTHERS = (
     Method("t-GDIM", "digits-gdim", {"sampler": "gdim", "m": 1.0}, (4,)),
+    Method("T-GDIM", "digits-gdim-start", {"sampler": "gdim", "m": 1.0}, (4,)),
     Method("Hat, G(z) alone", "digits-hat", {"parameters": {"stage": 0}}),
     Method("Hat, stage 1", "digits-hat", {"parameters": {"stage": 1}}),
     Method("Hat, stage 2", "digits-hat", {"parameters": {"stage": 2}}),
@@ -118,13 +123,21 @@ def export(checkpoints: Sequence[Path], repository: Path) -> str:
         "--jobs",
         str(min(4, os.cpu_count() or 1)),
     ]
-    try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=EXPORT_TIMEOUT)
-    except subprocess.TimeoutExpired:
-        raise DemoError(f"export did not end within {EXPORT_TIMEOUT:g} s") from None
-    if done.returncode != 0:
-        raise DemoError(f"export ended with code {done.returncode}:\n{done.stderr.strip()[-2000:]}")
-    return done.stdout
+    # In a session of its own: the exporter has processes of its own, which outlive it where it alone is killed.
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as exporter:
+        try:
+            output, errors = exporter.communicate(timeout=EXPORT_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            os.killpg(exporter.pid, signal.SIGKILL)
+            raise DemoError(f"export did not end within {EXPORT_TIMEOUT:g} s") from None
+        except BaseException:  # an interrupt from the keyboard does not reach that session
+            os.killpg(exporter.pid, signal.SIGKILL)
+            raise
+    if exporter.returncode != 0:
+        raise DemoError(f"export ended with code {exporter.returncode}:\n{errors.strip()[-2000:]}")
+    return output
 
 
 def latencies(client: FewstepClient, method: Method, steps: int | None) -> tuple[float, float]:
@@ -160,7 +173,9 @@ class Demo:
         names = [model.name for model in models]
         vdrme_steps = client.describe(VDRME).accepted_steps if VDRME in names else ()
         self.methods = methods_for(names, vdrme_steps)
-        scorers = sorted((model.name for model in models if model.scores), key=lambda name: (name != VDRME, name))
+        self.has_board = board.MODEL in names
+        scoring = [model.name for model in models if model.scores and model.name != board.MODEL]
+        scorers = sorted(scoring, key=lambda name: (name != VDRME, name))
         self.scorer = scorers[0] if scorers else None
         self.other_scorers = scorers[1:]
         if not self.methods:
@@ -198,6 +213,13 @@ class Demo:
                 SampleRow(label, f"FD {line.frechet:.1f}", images)
             )
         return groups
+
+    def checkerboard(self) -> board.Board | None:
+        """Points and energies of the model on the plane, where it is there."""
+        if not self.has_board:
+            return None
+        self._step("checkerboard")
+        return board.ask_board(self._client, SEED)
 
     def other_scores(self) -> dict[str, list[DetectionResult]]:
         """What the other models' energies make of one set of each category, with one seed."""
@@ -357,6 +379,7 @@ def _run(
         status = client.status()
         lines, floor = demo.samplers()
         groups = demo.pictures(lines)
+        plane = demo.checkerboard()
         scored = demo.scores()
         others = demo.other_scores()
         step("stop of the server")
@@ -369,7 +392,7 @@ def _run(
     foot = environment.line()
     title = "Digits by method and number of network evaluations (NFE), the same seed in every row"
     what = f"FD: FD-digits of {SAMPLES} samples; the 397 test images: {floor:.1f}.   {foot}"
-    draw_samples(options.output / "samples.png", groups, title, what)
+    draw_samples(options.output / "samples.png", groups, title, what, plane)
     tables: list[Table | str] = [parity, sampler_table(lines, floor)]
     written = ["demo.json", "samples.png"]
     document: dict[str, Any] = {

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 from server.client.images import to_pixels
 
+from .board import MODEL, Board, draw_board
+
 if TYPE_CHECKING:
     from .soak_result import Window
 
@@ -34,6 +36,7 @@ STYLE: Any = {  # matplotlib types the keys as a union of hundreds of literals
     "legend.frameon": False,
 }
 DPI = 130
+BOARD_TITLE = f"VDRME on the plane  ({MODEL})"
 CELL, GAP = 72, 3
 """Pixels: the largest edge of a sample in a picture, and the white around it."""
 
@@ -70,9 +73,10 @@ def _strip(images: NDArray[np.float32], low: float, high: float) -> NDArray[np.u
 
 
 def draw_samples(
-    path: Path, groups: Mapping[str, Sequence[SampleRow]], title: str, foot: str, low: float = -1.0, high: float = 1.0
-) -> None:
-    """Samples by method and number of network evaluations, pixel by pixel.
+    path: Path, groups: Mapping[str, Sequence[SampleRow]], title: str, foot: str, board: Board | None = None,
+    low: float = -1.0, high: float = 1.0,
+) -> None:  # fmt: skip
+    """Samples by method and number of network evaluations, pixel by pixel; the checkerboard below them.
 
     groups: one block a method, one row a number of evaluations; all rows show equally many images of one size.
     """
@@ -81,7 +85,9 @@ def draw_samples(
     row_height, strip_width = _strip(rows[0].images, low, high).shape[:2]
     left, right, head, gap, bottom = 140, 130, 58, 50, 42  # all lengths here are in pixels
     width = left + strip_width + right
-    height = head + row_height * len(rows) + gap * len(groups) + bottom
+    square, apart, board_head = (strip_width - 100) // 3, 50, 84
+    board_height = 0 if board is None else board_head + square + 40
+    height = head + row_height * len(rows) + gap * len(groups) + board_height + bottom
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
         figure.text(16 / width, 1 - 18 / height, title, va="top", fontsize=13, weight="bold")
@@ -96,6 +102,11 @@ def draw_samples(
                 figure.text((left - 12) / width, middle, row.label, ha="right", va="center", fontsize=10)
                 figure.text((left + strip_width + 12) / width, middle, row.note, va="center", fontsize=10)
                 figure.figimage(next(strips), xo=left, yo=y, origin="upper")
+        if board is not None:
+            figure.text(16 / width, (y - board_head + 46) / height, BOARD_TITLE, fontsize=11.5)
+            y -= board_head + square
+            draw_board(figure, board, left, y, square, apart)
+            figure.text((left - 40) / width, (y + square / 2) / height, board.note, ha="right", va="center", fontsize=9)
         save(figure, path)
 
 

@@ -1,7 +1,7 @@
 """Checkpoints: a trained model as it leaves training, `checkpoint.json` and safetensors.
 
 `checkpoint.json` is a `ModelCard` (`models.bundle`): training writes it, `python -m export` turns it
-into a bundle. Weights are float32 safetensors; nothing is ever unpickled.
+into a bundle. Weights are float32 or float16 safetensors; nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -19,14 +19,27 @@ CHECKPOINT = "checkpoint.json"
 
 
 def save_module(
-    directory: Path, name: str, architecture: str, config: dict[str, Any], module: torch.nn.Module
+    directory: Path,
+    name: str,
+    architecture: str,
+    config: dict[str, Any],
+    module: torch.nn.Module,
+    *,
+    half: bool = False,
 ) -> ModuleSpec:
-    """Write `NAME.safetensors` (float32, contiguous) and return the entry that describes it."""
+    """Write `NAME.safetensors` (float32, contiguous) and return the entry that describes it.
+
+    half: write half precision, which loads into a float32 network and takes half the space.
+    """
+    import torch
     from safetensors.torch import save_file
 
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{name}.safetensors"
-    save_file({key: value.detach().float().contiguous().cpu() for key, value in module.state_dict().items()}, path)
+    precision = torch.float16 if half else torch.float32
+    save_file(
+        {key: value.detach().to(precision).contiguous().cpu() for key, value in module.state_dict().items()}, path
+    )
     parameters = sum(parameter.numel() for parameter in module.parameters())
     return ModuleSpec(
         architecture=architecture, config=config, weights=path.name, sha256=sha256_of(path), parameters=parameters

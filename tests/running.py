@@ -46,6 +46,9 @@ class RunningServer:
     def sample(self, request: pb.SampleRequest | bytes, **kwargs: Any) -> pb.SampleResponse:
         return self.call("Sampler", "Sample", request, pb.SampleResponse, timeout=60, **kwargs)
 
+    def refine(self, request: pb.RefineRequest | bytes, **kwargs: Any) -> pb.RefineResponse:
+        return self.call("Sampler", "Refine", request, pb.RefineResponse, timeout=60, **kwargs)
+
     def score(self, request: pb.ScoreRequest | bytes, **kwargs: Any) -> pb.ScoreResponse:
         return self.call("Scorer", "Score", request, pb.ScoreResponse, timeout=60, **kwargs)
 

@@ -6,6 +6,8 @@ images -> (n,) float64, high = out-of-distribution. Settings are conventional on
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 from scipy.special import logsumexp
@@ -13,10 +15,11 @@ from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import NearestNeighbors
 
-from .frechet import FrechetDigits
 from .ood import EnergyFunction, Images
 
 Array = npt.NDArray[np.float64]
+Classify = Callable[[Images], Array]
+"""Images (n, channels, height, width) -> logits (n, classes)."""
 
 
 def fit_nearest_neighbours(train: Images, neighbours: int = 5) -> EnergyFunction:
@@ -62,27 +65,27 @@ def fit_gaussian_mixture(
     return energy
 
 
-def maximum_softmax(classifier: FrechetDigits) -> EnergyFunction:
-    """`-log max softmax` of the frozen classifier (Hendrycks and Gimpel 2017, arXiv 1610.02136).
+def maximum_softmax(classify: Classify) -> EnergyFunction:
+    """`-log max softmax` of a classifier of the training images (Hendrycks and Gimpel 2017, arXiv 1610.02136).
 
     The logarithm keeps the order; computed from logits, saturated images do not tie at probability 1.
     """
 
     def energy(images: Images) -> Array:
-        logits = classifier.logits(images)
+        logits = classify(images)
         others = np.sort(logits - logits.max(axis=1, keepdims=True), axis=1)[:, :-1]
         return np.log1p(np.exp(logsumexp(others, axis=1)))
 
     return energy
 
 
-def fit_baselines(train: Images, classifier: FrechetDigits, seed: int = 0) -> dict[str, EnergyFunction]:
-    """Every baseline by name, fitted to the training images."""
+def fit_baselines(train: Images, classify: Classify, seed: int = 0) -> dict[str, EnergyFunction]:
+    """Every baseline by name, fitted to the training images, on which `classify` was trained too."""
     return {
         "nearest-neighbours": fit_nearest_neighbours(train),
         "mahalanobis": fit_mahalanobis(train),
         "gaussian-mixture": fit_gaussian_mixture(train, seed=seed),
-        "maximum-softmax": maximum_softmax(classifier),
+        "maximum-softmax": maximum_softmax(classify),
     }
 
 

@@ -3,13 +3,13 @@
 Every set is a pure function of in-distribution images and a seed. Nothing may be tuned on them.
 The positive class of a detector is a matter of taste and changes some metrics; here names say which it is.
 
-Protocol note. *Near* also knows "digits 0-4 against 5-9", which is no transformation of images: train and calibrate
-on `select_digits(part, range(5))` alone, then compare test images of both halves with `detection_metrics`.
+*Near* also knows "digits 0-4 against 5-9", which is no transformation of images: `unseen_digits` draws from images of
+digits that a detector's training left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -18,8 +18,6 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import gaussian_filter
 from sklearn.datasets import load_sample_images
-
-from ..data import LabelledImages
 
 Array = npt.NDArray[np.float64]
 Images = npt.NDArray[np.float32]
@@ -142,6 +140,18 @@ def blank(images: Images, rng: np.random.Generator) -> npt.NDArray[np.floating]:
     return np.full(images.shape, LOW)
 
 
+def unseen_digits(pool: Images) -> OodSet:
+    """Real digits of kinds that a detector's training left out: each seed draws as many as there are images.
+
+    pool: images (m, channels, size, size) of those digits, at least as many as a detector is asked about.
+    """
+
+    def draw(images: Images, rng: np.random.Generator) -> npt.NDArray[np.floating]:
+        return pool[rng.choice(len(pool), len(images), replace=False)]
+
+    return OodSet("unseen", "near", "digits that training left out", True, draw)
+
+
 @lru_cache(maxsize=1)
 def _photographs() -> tuple[Array, ...]:
     """china.jpg and flower.jpg as (height, width) luminance in [-1, 1] (Rec. 601 weights)."""
@@ -163,12 +173,6 @@ OOD_SETS: tuple[OodSet, ...] = (
     OodSet("blank", "trap", "empty background", False, blank),
 )
 """Every set, from the hardest category to the traps."""
-
-
-def select_digits(part: LabelledImages, digits: Collection[int]) -> LabelledImages:
-    """The images of a part whose label is among `digits`, in their order."""
-    chosen = np.isin(part.labels, list(digits))
-    return LabelledImages(part.images[chosen], part.labels[chosen])
 
 
 @dataclass(frozen=True)

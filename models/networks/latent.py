@@ -1,7 +1,7 @@
 """The latent hierarchy on digits: a 3-layer hierarchical VAE and the energies of its prior (SPEC 5).
 
-Layers are numbered as in the paper: u_1 is nearest to the image, u_L at the top. The image depends on z_1 alone, as in
-a hierarchical VAE of Markov form, so that f_1(z_1) can see all that is wrong with an image.
+Layers are numbered as in the paper: u_1 is nearest to the image, u_L at the top. The image depends on all layers, as in
+NVAE, the paper's backbone: what the top says need not pass through the layers below, and those hold what is missing.
 
 Four modules have weights: the hierarchy T, the posterior, the image and the energies f_i. The others are made of them.
 """
@@ -75,15 +75,15 @@ class Posterior(nn.Module):
 
 
 class Image(nn.Module):
-    """The mean of `p(x | z_1)`: images (B, channels, side, side) in [-1, 1] of z_1 (B, size)."""
+    """The mean of `p(x | z_1..z_L)`: images (B, channels, side, side) in [-1, 1] of z_i, each (B, sizes[i-1])."""
 
-    def __init__(self, size: int, channels: int = 1, side: int = 8, width: int = 256) -> None:
+    def __init__(self, sizes: Sequence[int], channels: int = 1, side: int = 8, width: int = 256) -> None:
         super().__init__()
         self.shape = (channels, side, side)
-        self.network = Perceptron(size, width, channels * side * side)
+        self.network = Perceptron(sum(sizes), width, channels * side * side)
 
-    def forward(self, z: Tensor) -> Tensor:
-        return torch.tanh(self.network(z)).unflatten(1, self.shape)
+    def forward(self, z: Sequence[Tensor]) -> Tensor:
+        return torch.tanh(self.network(torch.cat(list(z), dim=1))).unflatten(1, self.shape)
 
 
 class Energies(nn.Module):
@@ -129,8 +129,7 @@ class LayerEnergy(nn.Module):
     def forward(self, u1: Tensor, u2: Tensor, u3: Tensor, above: Tensor) -> Tensor:
         """Energies (B,). u1..u3: (B, sizes[i-1]). above: (B,) float32, 0 for all layers, 2 for the top one alone."""
         values = self.energies(self.hierarchy([u1, u2, u3]), torch.zeros_like(above))
-        kept = [value * (above < layer).to(value.dtype)[:, None] for layer, value in enumerate(values, start=1)]
-        return -log_marginal(torch.stack(kept).sum(dim=0)).squeeze(1)
+        return -log_marginal(sum_above(values, above)).squeeze(1)
 
 
 class PriorImage(nn.Module):
@@ -142,7 +141,7 @@ class PriorImage(nn.Module):
 
     def forward(self, u1: Tensor, u2: Tensor, u3: Tensor) -> Tensor:
         """Images (B, channels, side, side) in [-1, 1] of u1..u3, each (B, sizes[i-1])."""
-        image: Tensor = self.image(self.hierarchy([u1, u2, u3])[0])
+        image: Tensor = self.image(self.hierarchy([u1, u2, u3]))
         return image
 
 
@@ -195,6 +194,12 @@ def chosen(logits: Tensor, label: Tensor) -> Tensor:
     """
     values = torch.cat([logits, log_marginal(logits)], dim=1)
     return (values * functional.one_hot(label, values.shape[1]).to(values.dtype)).sum(dim=1)
+
+
+def sum_above(values: Sequence[Tensor], above: Tensor) -> Tensor:
+    """`sum_{i > above} f_i`, (B, classes), of f_1..f_L; above: (B,) float32, each row's number of layers left out."""
+    kept = [value * (above < layer).to(value.dtype)[:, None] for layer, value in enumerate(values, start=1)]
+    return torch.stack(kept).sum(dim=0)
 
 
 def bounded(log_std: Tensor) -> Tensor:

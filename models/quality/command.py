@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
@@ -19,50 +15,29 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..checkpoint import CHECKPOINT
 from ..data import DigitsSplit, load_digits_split
-from ..machine import ROOT, commit, cpu_name
+from ..machine import ROOT
 from ..metrics.baselines import fit_baselines
-from ..metrics.checkerboard import BoardQuality, board_quality, model_maps
+from ..metrics.checkerboard import board_quality, model_maps
 from ..metrics.frechet import FrechetDigits
+from ..train.near import NAME as NEAR
+from .found import Found, Provenance
 from .measure import (
     BoardDensity,
     Checkpoint,
-    RowQuality,
-    ScaleQuality,
     diversity,
     measure_detector,
     measure_energies,
     measure_row,
     samples_digits,
 )
-from .report import EXPLANATION, auroc_table, board_table, detection_table, samples_table
+from .near import explanation as explain_near
+from .near import measure_near
+from .report import EXPLANATION, auroc_table, board_table, detection_table, near_table, samples_table
 from .rows import QualityRow, rows_of
 
 ZOO = ROOT / "models" / "zoo"
-PACKAGES = ("torch", "numpy", "scikit-learn", "diffusers")
 POINTS = 10_000
-
-
-@dataclass
-class Found:
-    """Everything that was measured, and where."""
-
-    commit: str
-    date: str
-    cpu: str
-    versions: dict[str, str]
-    count: int
-    seeds: tuple[int, ...]
-    floor: float
-    rows: list[RowQuality] = field(default_factory=list)
-    detectors: list[ScaleQuality] = field(default_factory=list)
-    boards: dict[str, list[BoardQuality]] = field(default_factory=dict)
-    densities: dict[str, list[BoardDensity]] = field(default_factory=dict)
-    seconds: float = 0.0
-
-    def foot(self) -> str:
-        """Hardware, versions and commit in one line."""
-        packages = ", ".join(f"{name} {number}" for name, number in self.versions.items())
-        return f"{self.cpu}, {packages}, commit {self.commit}, {self.date}, {self.seconds:.0f} s"
+DATA = "quality.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", default="", help="only rows whose setting holds this text; leaves energies out")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, default=Path("out/zoo"), help="folder, default %(default)s")
+    parser.add_argument("--update", action="store_true", help="keep what the folder's quality.json has of other models")
 
 
 def main(options: argparse.Namespace, console: Console) -> int:
@@ -83,15 +59,8 @@ def main(options: argparse.Namespace, console: Console) -> int:
     directories = options.checkpoints or sorted(path.parent for path in ZOO.glob(f"*/{CHECKPOINT}"))
     checkpoints = [Checkpoint(directory) for directory in directories]
     split, metric = load_digits_split(), FrechetDigits.load()
-    found = Found(
-        commit=commit(besides=["bench/results"]),
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
-        cpu=cpu_name(),
-        versions={"Python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
-        count=options.count,
-        seeds=tuple(range(options.seeds)),
-        floor=metric.floor,
-    )
+    found = Found(count=options.count, seeds=tuple(range(options.seeds)), floor=metric.floor)
+    earlier = _earlier(options.output / DATA, found) if options.update else None
     started = time.monotonic()
     rows = [(c, row) for c in checkpoints if samples_digits(c.card) for row in rows_of(c.card)]
     rows = [(c, row) for c, row in rows if options.rows in row.setting]
@@ -104,10 +73,21 @@ def main(options: argparse.Namespace, console: Console) -> int:
         if not options.rows:
             _measure_energies(found, checkpoints, split, metric, lambda name: progress.update(task, description=name))
             _measure_boards(found, checkpoints)
-    found.seconds = time.monotonic() - started
-    _write(options.output, found, split, metric, [d for d in directories if d.name in found.boards])
+    found.measured.append(Provenance.here([c.card.name for c in checkpoints], time.monotonic() - started))
+    boards = [directory for directory in directories if directory.name in found.boards]
+    _write(options.output, found if earlier is None else earlier.updated(found), split, metric, boards)
     console.print(f"wrote {options.output}/quality.md", soft_wrap=True)
     return 0
+
+
+def _earlier(path: Path, new: Found) -> Found:
+    """What was measured before, checked before anything is measured again."""
+    try:
+        found = msgspec.json.decode(path.read_bytes(), type=Found)
+        found.updated(new)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"--update: {path}: {error}") from None
+    return found
 
 
 def _progress(console: Console, rows: int) -> Progress:
@@ -125,9 +105,11 @@ def _measure_energies(
 ) -> None:
     test = split.test.images
     for checkpoint in checkpoints:
-        if checkpoint.card.image.shape == test.shape[1:]:
+        if checkpoint.card.name == NEAR:
+            found.near += measure_near(checkpoint, split, found.seeds, report)
+        elif checkpoint.card.image.shape == test.shape[1:]:
             found.detectors += measure_energies(checkpoint, test, found.seeds, report)
-    for name, energy in fit_baselines(split.train.images, metric).items():
+    for name, energy in fit_baselines(split.train.images, metric.logits).items():
         report(name)
         found.detectors.append(measure_detector(name, energy, test, found.seeds))
 
@@ -153,7 +135,7 @@ def _write(output: Path, found: Found, split: DigitsSplit, metric: FrechetDigits
     from .pictures import draw_detection, draw_frechet
 
     output.mkdir(parents=True, exist_ok=True)
-    (output / "quality.json").write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
+    (output / DATA).write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
     train = split.train
     explanation = EXPLANATION.format(
         train=len(train),
@@ -165,16 +147,25 @@ def _write(output: Path, found: Found, split: DigitsSplit, metric: FrechetDigits
         label_diversity=diversity(train.images, train.labels),
         nearest=float(np.median(metric.nearest_distance(split.test.images))),
     )
-    parts = ["# The models of the zoo", found.foot(), "## Samples", explanation, samples_table(found.rows)]
+    parts = [
+        "# The models of the zoo",
+        found.foot().replace("\n", "\n\n"),
+        "## Samples",
+        explanation,
+        samples_table(found.rows),
+    ]
     if found.boards:
         parts.append("## Checkerboard")
         parts += [board_table(name, boards, found.densities[name]) for name, boards in found.boards.items()]
     if found.detectors:
         parts += [
             "## Out-of-distribution detection",
-            "Mean AUROC over the seeds; scales of a model after its first: one seed.",
+            "Mean AUROC over the seeds, of which scales that run chains have one.",
             auroc_table(found.detectors),
         ]
+    if found.near:
+        parts += ["### Digits 0-4 against 5-9", explain_near(split), near_table(found.near)]
+    if found.detectors:
         parts += [f"### {entry.detector}\n\n{detection_table(entry)}" for entry in found.detectors]
         draw_detection(output / "detection.png", found.detectors, found.foot())
     (output / "quality.md").write_text("\n\n".join(parts) + "\n")

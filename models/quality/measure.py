@@ -16,12 +16,14 @@ from ..bundle import ModelCard, ScaleSpec
 from ..checkpoint import load_checkpoint, load_modules
 from ..data import CLASSES
 from ..metrics.frechet import FrechetDigits
-from ..metrics.ood import DetectionResult, EnergyFunction, Images, evaluate
+from ..metrics.ood import OOD_SETS, DetectionResult, EnergyFunction, Images, OodSet, evaluate
 from ..run import Network, networks_of, run
 from ..samplers import compile_sample, compile_score
 from .rows import QualityRow
 
 BATCH = 500
+MANY_EVALUATIONS = 20
+"""A scale that takes more of them for an image is measured with one seed."""
 SCORE_SEED = 20240
 """Keys the noise of scores, the same for all sets of images."""
 
@@ -65,6 +67,17 @@ class ScaleQuality:
 
     detector: str
     results: list[DetectionResult]
+
+    @property
+    def model(self) -> str | None:
+        """Whose energy it is; None for a baseline, whose name is one word."""
+        model, separator, _ = self.detector.rpartition(" ")
+        return model if separator else None
+
+    @property
+    def seeds(self) -> int:
+        """How many seeds drew the sets."""
+        return len(self.results[0].seeds)
 
 
 @dataclass(frozen=True)
@@ -149,24 +162,32 @@ def diversity(images: Images, labels: npt.NDArray[np.int64] | None) -> float:
 
 
 def measure_energies(
-    checkpoint: Checkpoint, test: Images, seeds: Sequence[int], progress: Callable[[str], None]
+    checkpoint: Checkpoint,
+    test: Images,
+    seeds: Sequence[int],
+    progress: Callable[[str], None],
+    sets: Sequence[OodSet] = OOD_SETS,
 ) -> list[ScaleQuality]:
-    """Detection by each scale of the model's energy: by the default one with every seed, by the others with the first.
+    """Detection by each scale of the model's energy, with every seed; by chains that are no default with the first.
 
-    Chains at every scale take hours otherwise, and what the other seeds add is the draw of the sets.
+    Those take hours otherwise, and what the other seeds add is the draw of the sets.
     """
     energy = checkpoint.card.energy
     found = []
     for index, scale in enumerate(energy.scales if energy is not None else ()):
         name = f"{checkpoint.card.name} {scale.name}"
         progress(name)
-        chosen = seeds if index == 0 else seeds[:1]
-        found.append(measure_detector(name, partial(checkpoint.energy, scale), test, chosen))
+        long = index > 0 and compile_score(checkpoint.card, scale).nfe > MANY_EVALUATIONS
+        chosen = seeds[:1] if long else seeds
+        found.append(measure_detector(name, partial(checkpoint.energy, scale), test, chosen, sets))
     return found
 
 
-def measure_detector(name: str, energy: EnergyFunction, test: Images, seeds: Sequence[int]) -> ScaleQuality:
-    return ScaleQuality(name, evaluate(energy, test, seeds))
+def measure_detector(
+    name: str, energy: EnergyFunction, test: Images, seeds: Sequence[int], sets: Sequence[OodSet] = OOD_SETS
+) -> ScaleQuality:
+    """Detection by any energy."""
+    return ScaleQuality(name, evaluate(energy, test, seeds, sets))
 
 
 def samples_digits(card: ModelCard) -> bool:

@@ -15,6 +15,11 @@ SAMPLES_HEADING = (
 METRICS = ("auroc", "aupr_balanced", "fpr95_id_positive", "fpr95_ood_positive", "ks", "cohens_d")
 SHORT = {"auroc": "AUROC", "aupr_balanced": "AUPR", "fpr95_id_positive": "FPR95 (id)", "ks": "KS", "cohens_d": "d"}
 
+DETECTION_HEADING = (
+    *("set", "category", "AUROC", "95% interval"),
+    *(SHORT.get(name, "FPR95 (ood)") for name in METRICS[1:]),
+)
+
 
 def samples_table(rows: Sequence[RowQuality]) -> str:
     """One line a row; spreads are standard deviations over the seeds."""
@@ -22,16 +27,24 @@ def samples_table(rows: Sequence[RowQuality]) -> str:
 
 
 def auroc_table(found: Sequence[ScaleQuality]) -> str:
-    """AUROC of every detector on every set."""
+    """AUROC of every detector on every set, the mean over its seeds."""
     sets = [result.name for result in found[0].results]
-    lines = ([entry.detector, *(f"{result.metrics.auroc:.3f}" for result in entry.results)] for entry in found)
-    return _table(("detector", *sets), lines)
+    lines = (
+        [entry.detector, str(entry.seeds), *(f"{result.metrics.auroc:.3f}" for result in entry.results)]
+        for entry in found
+    )
+    return _table(("detector", "seeds", *sets), lines)
+
+
+def near_table(found: Sequence[ScaleQuality]) -> str:
+    """Every metric of every detector on the one set that all of them were asked about."""
+    lines = ([entry.detector, str(entry.seeds), *_detection_cells(entry.results[0])[2:]] for entry in found)
+    return _table(("detector", "seeds", *DETECTION_HEADING[2:]), lines)
 
 
 def detection_table(entry: ScaleQuality) -> str:
     """Every metric of one detector."""
-    heading = ("set", "category", "AUROC", "95% interval", *(SHORT.get(name, "FPR95 (ood)") for name in METRICS[1:]))
-    return _table(heading, (_detection_cells(result) for result in entry.results))
+    return _table(DETECTION_HEADING, (_detection_cells(result) for result in entry.results))
 
 
 def board_table(name: str, found: Sequence[BoardQuality], densities: Sequence[BoardDensity]) -> str:

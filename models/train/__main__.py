@@ -10,13 +10,14 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from . import checkerboard, classifier, ddpm, gdim, hat, latent_prior, vdrme
+from . import checkerboard, classifier, ddpm, gdim, hat, latent_prior, near, vdrme
 from .ddpm import Report
 
 ZOO = Path(__file__).parent.parent / "zoo"
 TRAINERS: dict[str, Callable[[Path, Report], Path]] = {
     ddpm.NAME: ddpm.train_digits_ddpm,
     vdrme.NAME: vdrme.train_digits_vdrme,
+    near.NAME: near.train_digits_0_4,
     gdim.NAME: gdim.train_digits_gdim,
     gdim.START_NAME: gdim.train_digits_gdim_start,
     hat.NAME: hat.train_digits_hat,

@@ -43,12 +43,12 @@ class Recipe:
     max_shift: float = 0.5
 
 
-def train_classifier(data: LabelledImages, recipe: Recipe, report: Report) -> Classifier:
-    """Train by cross-entropy on labelled images (n, 1, 8, 8); returns the network in eval mode."""
+def train_classifier(data: LabelledImages, recipe: Recipe, report: Report, classes: int = CLASSES) -> Classifier:
+    """Train by cross-entropy on images (n, 1, 8, 8) with labels below `classes`; returns the network in eval mode."""
     # Initial weights and dropout read torch's global stream: forked, so that the caller's stream is left alone.
     with one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        return _train(Classifier(**CONFIG).train(), data, recipe, report)
+        return _train(Classifier(**{**CONFIG, "classes": classes}).train(), data, recipe, report)
 
 
 def _train(network: Classifier, data: LabelledImages, recipe: Recipe, report: Report) -> Classifier:

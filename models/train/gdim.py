@@ -18,10 +18,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -35,7 +33,6 @@ from ..bundle import (
     SamplingSpec,
     ScaleSpec,
     TensorSpec,
-    sha256_of,
 )
 from ..checkpoint import load_checkpoint, load_modules, save_checkpoint, save_module
 from ..data import CLASSES, NULL_LABEL, LabelledImages, load_digits_split
@@ -429,8 +426,10 @@ def _train(output: Path, report: Report, recipe: Recipe, *, sees_start: bool) ->
     trained = Trainer(load_digits_split().train, denoiser, recipe, sees_start=sees_start).run(report)
     directory = output / (START_NAME if sees_start else NAME)
     modules = {
-        "generator": save_half(directory, "generator", "gdim-generator", GENERATOR_CONFIG, trained.generator),
-        "energy": save_half(directory, "energy", "gdim-energy", ENERGY_CONFIG, trained.energy),
+        "generator": save_module(
+            directory, "generator", "gdim-generator", GENERATOR_CONFIG, trained.generator, half=True
+        ),
+        "energy": save_module(directory, "energy", "gdim-energy", ENERGY_CONFIG, trained.energy, half=True),
     }
     training = {
         "algorithm": "T-GDIM, iDDIM paper eqs. 54-56" if sees_start else "t-GDIM, iDDIM paper eqs. 52, 53",
@@ -444,14 +443,6 @@ def _train(output: Path, report: Report, recipe: Recipe, *, sees_start: bool) ->
     save_checkpoint(directory, model_card(modules, training, sees_start=sees_start))
     calibrate_checkpoint(directory)
     return directory
-
-
-def save_half(directory: Path, name: str, architecture: str, config: dict[str, Any], module: nn.Module) -> ModuleSpec:
-    """`save_module`, with weights in half precision: they load into a float32 network, and take half the space."""
-    spec = save_module(directory, name, architecture, config, module)
-    path = directory / f"{name}.safetensors"
-    save_file({key: value.detach().half().contiguous() for key, value in module.state_dict().items()}, path)
-    return msgspec.structs.replace(spec, sha256=sha256_of(path))
 
 
 def model_card(modules: dict[str, ModuleSpec], training: dict[str, Any], *, sees_start: bool) -> ModelCard:

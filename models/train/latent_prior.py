@@ -5,6 +5,10 @@ run K steps of Langevin dynamics from u_{t+1} on the conditional EBM of t, and m
 chain ended (eq. 12). Some rows do so for F_y of their label, the others for the marginal of all labels; every row
 trains the softmax classifier that F is as well (eq. 20), here at all t and not at t = 0 alone, so that a label can
 steer the chains from the first on.
+
+The sum F alone is what that trains, and what is in which f_i is left to chance. As layers above some k have a prior of
+their own, whose energy is to be `sum_{i > k} f_i` where they are scored (section 5.2), a part of the rows trains that
+sum on those layers alone.
 """
 
 from __future__ import annotations
@@ -35,7 +39,7 @@ from ..bundle import (
 )
 from ..checkpoint import composite_module, load_checkpoint, load_modules, save_checkpoint, save_module
 from ..data import CLASSES, NULL_LABEL, LabelledImages, load_digits_split
-from ..networks.latent import Energies, Hierarchy, Image, Posterior, PriorEnergy, chosen
+from ..networks.latent import Energies, Hierarchy, Image, Posterior, chosen, sum_above
 from ..run import energy_gradient
 from .calibration import calibrate_checkpoint
 from .ddpm import Report, drop_labels, learning_rate_factor
@@ -52,6 +56,7 @@ class PriorRecipe:
     """Hyperparameters; the defaults are the ones of the shipped checkpoints.
 
     diffusion_steps: T. langevin_steps: K, in training and by default in sampling. step_size: s in units of sigma_t^2.
+    upper_fraction: of the rows, which train the energy of the layers above k = 1..L-1 alone, each k equally often.
     energy_l2: weight of the square of U, without which energies wander off. classification_weight: of the softmax
     classifier's cross-entropy.
     """
@@ -65,6 +70,7 @@ class PriorRecipe:
     step_size: float = 0.1
     label_dropout: float = 0.4
     classification_weight: float = 1.0
+    upper_fraction: float = 0.5
     energy_l2: float = 1e-3
     ema_decay: float = 0.995
     width: int = 128
@@ -92,7 +98,7 @@ class PriorTrainer:
         self.abar = torch.tensor(signal_variances(recipe.diffusion_steps))
         self.alpha = torch.tensor(amplitudes(recipe.diffusion_steps))
         self.energies = Energies(SIZES, CLASSES, recipe.width)
-        self.energy = PriorEnergy(vae.hierarchy, self.energies)
+        self.energy = UpperEnergy(vae.hierarchy, self.energies)
         self.average = moving_average(self.energies, recipe.ema_decay)
         self.optimiser = torch.optim.Adam(self.energies.parameters(), recipe.learning_rate)
 
@@ -122,14 +128,14 @@ class PriorTrainer:
         t = torch.randint(recipe.diffusion_steps, (recipe.batch,), generator=self.random)
         true_label = self.labels[rows]
         label = drop_labels(true_label, recipe.label_dropout, self.random)
+        above = self._draw_above(recipe.batch)
         clean = self.vae.draw(self.images[rows], self.random)
         signal, alpha = self.abar[t, None], self.alpha[t, None]
         positive = _mix(signal.sqrt(), clean, normals(recipe.batch, self.random))
         following = _mix(alpha, positive, normals(recipe.batch, self.random))
-        negative = self._chain(following, alpha, t.float(), label)
+        negative = self._chain(following, alpha, t.float(), label, above)
         both = [torch.cat(pair) for pair in zip(positive, negative, strict=True)]
-        values = self.energies(self.vae.hierarchy(both), t.float().repeat(2))
-        logits = torch.stack(values).sum(dim=0)
+        logits = sum_above(self.energies(self.vae.hierarchy(both), t.float().repeat(2)), above.repeat(2))
         up, down = chosen(logits, label.repeat(2)).chunk(2)
         divergence = down.mean() - up.mean()
         classification = functional.cross_entropy(logits[: recipe.batch], true_label)
@@ -146,14 +152,25 @@ class PriorTrainer:
             "squares": float(squares.detach()),
         }
 
-    def _chain(self, following: Sequence[Tensor], alpha: Tensor, t: Tensor, label: Tensor) -> list[Tensor]:
-        """K steps of eq. 3 and 13 from u_{t+1}, each row at its own t; the update of `models.samplers.latent`."""
+    def _draw_above(self, rows: int) -> Tensor:
+        """How many layers each row leaves out, (rows,) float32: 0 for most."""
+        upper = torch.randint(1, len(SIZES), (rows,), generator=self.random).float()
+        chosen = torch.rand(rows, generator=self.random) < self.recipe.upper_fraction
+        return torch.where(chosen, upper, torch.zeros_like(upper))
+
+    def _chain(
+        self, following: Sequence[Tensor], alpha: Tensor, t: Tensor, label: Tensor, above: Tensor
+    ) -> list[Tensor]:
+        """K steps of eq. 3 and 13 from u_{t+1}, each row at its own t; the update of `models.samplers.latent`.
+
+        Layers that a row leaves out have no energy, and what becomes of them changes nothing.
+        """
         fraction, s = self.recipe.step_size, self.recipe.step_size * (1.0 - alpha * alpha)
         state = list(following)
         self.energies.requires_grad_(False)
         for _ in range(self.recipe.langevin_steps):
             _, *slopes = energy_gradient(
-                self.energy, LATENTS, **dict(zip(LATENTS, state, strict=True)), time=t, label=label
+                self.energy, LATENTS, **dict(zip(LATENTS, state, strict=True)), time=t, label=label, above=above
             )
             state = [
                 (1.0 - fraction) * u + fraction * alpha * anchor - s * slope + (2.0 * s).sqrt() * noise
@@ -163,6 +180,18 @@ class PriorTrainer:
             ]
         self.energies.requires_grad_(True)
         return state
+
+
+class UpperEnergy(nn.Module):
+    """`networks.latent.PriorEnergy` of the layers above some, which differ by row."""
+
+    def __init__(self, hierarchy: Hierarchy, energies: Energies) -> None:
+        super().__init__()
+        self.hierarchy, self.energies = hierarchy, energies
+
+    def forward(self, u1: Tensor, u2: Tensor, u3: Tensor, time: Tensor, label: Tensor, above: Tensor) -> Tensor:
+        """Energies (B,). u1..u3: (B, sizes[i-1]). time, above: (B,). label: (B,), the null label last."""
+        return -chosen(sum_above(self.energies(self.hierarchy([u1, u2, u3]), time), above), label)
 
 
 def _mix(amplitude: Tensor, latents: Sequence[Tensor], noise: Sequence[Tensor]) -> list[Tensor]:

@@ -2,9 +2,10 @@
 
 Its KL term is counted in u, where each layer's prior is N(0, I): `KL(q(u_i | x, z_{i+1}) || N(0, I))` is that of z_i.
 
-With the evidence bound alone z_2 and z_3 were never used (KL 0.0 nats), as one stochastic layer is enough for digits.
-So two terms are added: the image must be recognisable from the top layer alone, and from the upper two, with the
-layers below at their prior's mean. That makes the top say what there is to see, and the others what is missing.
+With the evidence bound alone one layer is used and the others are not, as one is enough for digits. So two terms are
+added: the image must be recognisable from the top layer alone, and from the upper two, with the layers below at their
+prior's mean. That makes the top say what there is to see. Some nats are free at each of the lower layers (Kingma et al.
+2016), so that they say what is missing: else the top says that too.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from ..data import LabelledImages
 from ..networks.latent import Hierarchy, Image, Inferred, Posterior, infer
 from .ddpm import Report, learning_rate_factor
 
-SIZES = (12, 6, 4)
+SIZES = (6, 8, 16)
 """Dimensions of u_1, u_2, u_3."""
 
 
@@ -29,7 +30,8 @@ SIZES = (12, 6, 4)
 class VaeRecipe:
     """Hyperparameters; the defaults are the ones of the shipped checkpoints.
 
-    variance: of p(x | z_1), a pixel. upper_variances: of the image from u_2 and u_3, and from u_3 alone.
+    variance: of p(x | z), a pixel. upper_variances: of the image from u_2 and u_3, and from u_3 alone.
+    free_nats: of each layer's divergence, mean over a batch; what is below costs nothing.
     input_noise: std of the noise on what the posterior sees.
     """
 
@@ -40,6 +42,7 @@ class VaeRecipe:
     weight_decay: float = 1e-3
     variance: float = 0.04
     upper_variances: tuple[float, float] = (0.4, 1.2)
+    free_nats: tuple[float, float, float] = (3.0, 3.0, 0.0)
     input_noise: float = 0.15
     dropout: float = 0.0
     width: int = 128
@@ -52,7 +55,7 @@ class VaeRecipe:
         return {"sizes": SIZES, "width": self.width, "dropout": self.dropout}
 
     def image_config(self) -> dict[str, Any]:
-        return {"size": SIZES[0], "width": self.width}
+        return {"sizes": SIZES, "width": self.width}
 
 
 @dataclass
@@ -72,7 +75,7 @@ class Vae:
     def decode(self, latents: Sequence[Tensor]) -> Tensor:
         """Images (B, channels, side, side) of u_1..u_L."""
         with torch.no_grad():
-            image: Tensor = self.image(self.hierarchy(latents)[0])
+            image: Tensor = self.image(self.hierarchy(latents))
         return image
 
 
@@ -82,11 +85,12 @@ def train_vae(data: LabelledImages, recipe: VaeRecipe, report: Report) -> Vae:
     random = torch.Generator().manual_seed(recipe.seed)
     hierarchy = Hierarchy(SIZES, recipe.hierarchy_width)
     posterior = Posterior(SIZES, width=recipe.width, dropout=recipe.dropout)
-    image = Image(SIZES[0], width=recipe.width)
+    image = Image(SIZES, width=recipe.width)
     parameters = [parameter for module in (hierarchy, posterior, image) for parameter in module.parameters()]
     optimiser = torch.optim.AdamW(parameters, recipe.learning_rate, weight_decay=recipe.weight_decay)
     rate = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: learning_rate_factor(step, recipe.steps))
     images = torch.tensor(data.images)
+    free = {f"kl{layer}": nats for layer, nats in enumerate(recipe.free_nats, start=1)}
     history: list[dict[str, float]] = []
     for step in range(recipe.steps):
         clean = images[torch.randint(len(images), (recipe.batch,), generator=random)]
@@ -100,7 +104,8 @@ def train_vae(data: LabelledImages, recipe: VaeRecipe, report: Report) -> Vae:
             "from top": _error(image, hierarchy, [one, two, u3], clean) / recipe.upper_variances[1],
             **{f"kl{layer}": value for layer, value in enumerate(_divergences(found), start=1)},
         }
-        loss = torch.stack(list(terms.values())).sum()
+        costs = {name: value.clamp(min=free[name]) if name in free else value for name, value in terms.items()}
+        loss = torch.stack(list(costs.values())).sum()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 50.0)
@@ -122,7 +127,7 @@ def normals(rows: int, random: torch.Generator) -> list[Tensor]:
 
 
 def _error(image: Image, hierarchy: Hierarchy, latents: Sequence[Tensor], clean: Tensor) -> Tensor:
-    return (image(hierarchy(latents)[0]) - clean).square().flatten(1).sum(dim=1).mean() / 2.0
+    return (image(hierarchy(latents)) - clean).square().flatten(1).sum(dim=1).mean() / 2.0
 
 
 def _divergences(found: Inferred) -> list[Tensor]:

@@ -478,7 +478,6 @@ def model_card(modules: dict[str, Any], training: dict[str, Any]) -> ModelCard:
     label = TensorSpec(name="label", dtype="int64")
     latent = TensorSpec(name="latent", shape=(1, 8, 8))
     moment = TensorSpec(name="time")
-    energy = TensorSpec(name="energy")
     return ModelCard(
         name=NAME,
         family="vdrme",
@@ -492,13 +491,7 @@ def model_card(modules: dict[str, Any], training: dict[str, Any]) -> ModelCard:
                 inputs=(sample, moment, TensorSpec(name="target_time"), label, latent),
                 outputs=(TensorSpec(name="v", shape=(1, 8, 8)),),
             ),
-            "energy": NetworkSpec(module="energy", inputs=(sample, moment), outputs=(energy,)),
-            "energy-gradient": NetworkSpec(
-                module="energy",
-                function="energy_gradient",
-                inputs=(sample, moment),
-                outputs=(energy, TensorSpec(name="gradient", shape=(1, 8, 8))),
-            ),
+            **energy_networks(),
         },
         sampling=SamplingSpec(
             network="generator",
@@ -512,12 +505,22 @@ def model_card(modules: dict[str, Any], training: dict[str, Any]) -> ModelCard:
             clean_end=True,
             clip=True,
         ),
-        energy=EnergySpec(network="energy", gradient_network="energy-gradient", scale=64.0, scales=scales()),
-        # Short chains from noise lower the energy without making digits of it: the energy was trained beside a
-        # generator, near the data, and not as the target of a chain. Offered for what it is.
-        langevin=LangevinSpec(steps=50, step_size=1e-4, box=True),
+        energy=ENERGY,
+        langevin=LANGEVIN,
         training=training,
     )
+
+
+def energy_networks() -> dict[str, NetworkSpec]:
+    """What is run of the module `energy`."""
+    inputs = TensorSpec(name="sample", shape=(1, 8, 8)), TensorSpec(name="time")
+    energy, gradient = TensorSpec(name="energy"), TensorSpec(name="gradient", shape=(1, 8, 8))
+    return {
+        "energy": NetworkSpec(module="energy", inputs=inputs, outputs=(energy,)),
+        "energy-gradient": NetworkSpec(
+            module="energy", function="energy_gradient", inputs=inputs, outputs=(energy, gradient)
+        ),
+    }
 
 
 def scales() -> tuple[ScaleSpec, ...]:
@@ -532,3 +535,11 @@ def scales() -> tuple[ScaleSpec, ...]:
             for time, (signal, noise) in amplitudes.items()
         ),
     )
+
+
+ENERGY = EnergySpec(network="energy", gradient_network="energy-gradient", scale=64.0, scales=scales())
+"""How images are scored, before calibration."""
+
+# Short chains from noise lower the energy without making digits of it: the energy was trained beside a generator,
+# near the data, and not as the target of a chain. Offered for what it is.
+LANGEVIN = LangevinSpec(steps=50, step_size=1e-4, box=True)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from bench import board
 from bench.__main__ import main
-from bench.demo import BEST_M, STEPS, DemoError, export, methods_for
+from bench.demo import BEST_M, CHECKPOINTS, MODELS, STEPS, DemoError, export, methods_for
 from bench.server_process import ServerFailed, ServerProcess
+from models.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,6 +32,19 @@ def test_methods_follow_from_the_models_that_are_there() -> None:
     assert hat == [0, 1, 2]
 
 
+def test_the_demo_shows_every_method_of_the_zoo() -> None:
+    """Every sampler that a shipped model has by default is a row of the picture, or the checkerboard below the rows."""
+    cards = {path.name: load_checkpoint(path) for path in (ROOT / "models" / "zoo").iterdir()}
+    sampling = {(card.family, name) for name, card in cards.items() if card.sampling is not None}
+    shown = {(cards[name].family, name) for name in MODELS}
+    # A prior of six steps for the same generator is no other method than the one of three.
+    assert sampling - shown == {("latent", "digits-latent-6")}
+    assert {method.model for method in methods_for(MODELS, (4,))} == set(MODELS) - {board.MODEL}
+    assert [path.name for path in CHECKPOINTS] == list(MODELS)
+    names = {method.name for method in methods_for(MODELS, (4,))}
+    assert {"DDIM", "iDDIM", "VDRME", "t-GDIM", "T-GDIM", "Hat, stage 2", "EBM prior"} <= names
+
+
 def test_a_missing_checkpoint_ends_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The message names the checkpoint and how to get it; the exit code is 1."""
     assert main(["demo", "models/zoo/absent", "--output", str(tmp_path)]) == 1
@@ -39,6 +55,32 @@ def test_a_failing_export_ends_the_demo_with_its_words(tmp_path: Path) -> None:
     """What the exporter says is passed on."""
     with pytest.raises(DemoError, match=r"(?s)export ended with code 2.*checkpoint\.json"):
         export([tmp_path], tmp_path / "repository")
+
+
+def test_an_export_that_takes_too_long_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exporter is killed together with the processes that it started."""
+    child = "import os, time; print(os.getpid(), file=open('pid', 'w'), flush=True); time.sleep(60)"
+    script = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(60)"
+    popen = subprocess.Popen
+    monkeypatch.setattr(
+        "bench.demo.subprocess.Popen",
+        lambda _, **kwargs: popen([sys.executable, "-c", script], **{**kwargs, "cwd": tmp_path}),
+    )
+    monkeypatch.setattr("bench.demo.EXPORT_TIMEOUT", 5.0)
+    with pytest.raises(DemoError, match=r"did not end within 5 s"):
+        export([tmp_path], tmp_path / "repository")
+    child_pid = int((tmp_path / "pid").read_text())
+    deadline = time.monotonic() + 10.0
+    while time.monotonic() < deadline and _runs(child_pid):
+        time.sleep(0.05)
+    assert not _runs(child_pid)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
 
 
 def test_a_server_that_cannot_start_is_reported_with_its_log(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from bench.board import GRID, Board
 from bench.pictures import SampleRow, ScoredSet, draw_quality, draw_samples, draw_scores
 
 
@@ -28,6 +29,21 @@ def test_samples_show_every_image_in_its_row(tmp_path: Path) -> None:
     assert changed[rows[0] : rows[-1] + 1].any(axis=1).all()  # one row of images
     assert (np.diff(columns) > 1).sum() == 4  # five images with gaps between them
     assert changed.sum() == 5 * 72 * 72
+
+
+def test_the_checkerboard_stands_below_the_samples(tmp_path: Path) -> None:
+    """The picture grows by the board, whose points are drawn where they are: more points, more ink."""
+    groups = {"one": [SampleRow("4", "", -np.ones((16, 1, 8, 8), np.float32))]}
+    rng = np.random.default_rng(0)
+    energy = rng.normal(size=(GRID, GRID))
+    many, few = rng.uniform(-2, 2, (2000, 2)), np.zeros((1, 2))
+    draw_samples(tmp_path / "without.png", groups, "", "")
+    for name, points in (("many", many), ("few", few)):
+        draw_samples(tmp_path / f"{name}.png", groups, "", "", Board(many, points, energy, "note", 5))
+    without, dense, sparse = (pixels(tmp_path / f"{name}.png") for name in ("without", "many", "few"))
+    assert dense.shape[0] > without.shape[0] + 200
+    assert dense.shape == sparse.shape
+    assert dense.mean() < sparse.mean()
 
 
 def test_samples_in_colour(tmp_path: Path) -> None:

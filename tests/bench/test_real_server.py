@@ -10,10 +10,12 @@ import grpc
 import numpy as np
 import pytest
 
+from bench.board import GRID, REACH, ask_board
 from bench.load import DEFAULT_MIX, LoadPlan, run_load
 from bench.schedule import Poisson
 from bench.targets import NativeTarget
 from models.data import load_digits_split
+from models.metrics.checkerboard import board_quality
 from server.client import FewstepClient, FewstepError, Preview, Samples
 from server.client.cli import main
 from tests.running import RunningServer
@@ -54,6 +56,17 @@ def test_scores_of_digits_and_noise(client: FewstepClient) -> None:
     assert tuple(scores.scales) == client.describe("digits-vdrme").scales
     energy = scores.default.energy
     assert np.median(energy[40:]) > np.median(energy[:40])
+
+
+def test_the_checkerboard_is_drawn_and_scored(client: FewstepClient) -> None:
+    """Nearly all points lie on the board, and the middle of a filled cell has a lower energy than one beside it."""
+    found = ask_board(client, seed=3)
+    assert found.samples.shape == found.data.shape == (2000, 2)
+    assert board_quality(found.samples).support > 0.9
+    assert found.nfe == 5
+    place = {value: int((value + REACH) / (2 * REACH) * GRID) for value in (-1.5, -0.5)}
+    assert found.energy[place[-1.5], place[-1.5]] < found.energy[place[-1.5], place[-0.5]] - 1.0  # rows go upwards
+    assert found.energy[place[-0.5], place[-0.5]] < found.energy[place[-0.5], place[-1.5]] - 1.0
 
 
 def test_refusals_name_the_field(client: FewstepClient) -> None:

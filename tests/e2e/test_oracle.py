@@ -16,7 +16,7 @@ from models.bundle import ModelCard
 from models.checkpoint import load_checkpoint, load_modules
 from models.data import load_digits_split
 from models.run import networks_of, run
-from models.samplers import SampleOptions, compile_sample, compile_score
+from models.samplers import SampleOptions, compile_refine, compile_sample, compile_score
 from protos import fewstep_pb2 as pb
 
 from ..conftest import SERVED, ZOO
@@ -52,6 +52,26 @@ CASES = {
     "checkerboard": {"model": "checkerboard-vdrme", "sampler": "vdrme", "steps": 5},
 }
 
+REFINEMENTS = {
+    "refine by langevin": {"model": "digits-vdrme", "method": "langevin", "steps": 6, "temperature": 0.5},
+    "refine by transition": {"model": "digits-hat", "method": "transition", "steps": 2},
+}
+"""Caller's images, the test digits, taken towards the data."""
+REQUESTS = (*CASES, *REFINEMENTS)
+
+
+def send(server: RunningServer, name: str, *, seed: int, count: int = 3) -> pb.SampleResponse | pb.RefineResponse:
+    """One sample or refinement, by the name of its case."""
+    if name in CASES:
+        return server.sample(request(name, seed=seed, count=count))
+    pictures = digits(count)
+    message = pb.Images(shape=pictures.shape, raw=pictures.astype("<f4").tobytes())
+    return server.refine(pb.RefineRequest(**REFINEMENTS[name], images=message, seed=seed))
+
+
+def digits(count: int) -> np.ndarray:
+    return load_digits_split().test.images[:count]
+
 
 def request(name: str, *, seed: int, count: int = 3) -> pb.SampleRequest:
     fields = dict(CASES[name])
@@ -60,7 +80,7 @@ def request(name: str, *, seed: int, count: int = 3) -> pb.SampleRequest:
     return pb.SampleRequest(**fields, weights=weights, parameters=parameters, seed=seed, count=count)
 
 
-def images(response: pb.SampleResponse) -> np.ndarray:
+def images(response: pb.SampleResponse | pb.RefineResponse) -> np.ndarray:
     return np.frombuffer(response.images.raw, "<f4").reshape(tuple(response.images.shape))
 
 
@@ -93,6 +113,19 @@ def test_the_server_returns_what_the_offline_loop_returns(server: RunningServer,
     wanted = expected(name, seed=2**63 + 5)
     scale = max(1.0, float(np.abs(wanted).max()))  # Langevin without a box may leave [-1, 1]
     assert np.abs(images(response) - wanted).max() <= 1e-4 * scale
+
+
+@pytest.mark.parametrize("name", REFINEMENTS)
+def test_a_refinement_is_the_offline_loop_s(server: RunningServer, name):
+    """Refined images and their energies afterwards are the offline loop's."""
+    fields = dict(REFINEMENTS[name])
+    card, networks = offline(fields.pop("model"))
+    program = compile_refine(card, SampleOptions(sampler=fields.pop("method"), **fields))
+    wanted = run(program, card, networks, seed=9, count=3, images=torch.tensor(digits(3)))
+    response = send(server, name, seed=9)
+    assert np.abs(images(response) - wanted.state.numpy()).max() <= 1e-4
+    factor = card.energy.sign * card.energy.scale
+    assert np.allclose(response.energy_after, factor * wanted.scores[-1].numpy(), rtol=1e-4, atol=1e-3)
 
 
 def test_the_torch_engine_returns_it_too(repository: Path):
@@ -132,44 +165,44 @@ def test_scores_at_every_scale_are_the_offline_energies(server: RunningServer, m
 
 
 def crowd(server: RunningServer, seed: int, others: int) -> dict[str, np.ndarray]:
-    """Every case once, sent together with `others` random requests; returns the cases' images.
+    """Every case and refinement once, sent together with `others` random requests; returns the images of the former.
 
-    Most of the cases must have shared forwards with others, else it would be no crowd.
+    Most of them must have shared forwards with others, else it would be no crowd.
     """
     rng = random.Random(seed)
-    with ThreadPoolExecutor(len(CASES) + others) as pool:
-        futures = {name: pool.submit(server.sample, request(name, seed=100)) for name in CASES}
-        names = [rng.choice(list(CASES)) for _ in range(others)]
+    with ThreadPoolExecutor(len(REQUESTS) + others) as pool:
+        futures = {name: pool.submit(send, server, name, seed=100) for name in REQUESTS}
+        names = [rng.choice(REQUESTS) for _ in range(others)]
         # Three labels need a count of three.
-        counts = [3 if len(CASES[name].get("labels", ())) == 3 else rng.randint(1, 4) for name in names]
+        counts = [3 if len(CASES.get(name, {}).get("labels", ())) == 3 else rng.randint(1, 4) for name in names]
         extra = [
-            pool.submit(server.sample, request(n, seed=rng.getrandbits(60), count=c))
-            for n, c in zip(names, counts, strict=True)
+            pool.submit(send, server, n, seed=rng.getrandbits(60), count=c) for n, c in zip(names, counts, strict=True)
         ]
         for future in extra:
             future.result()
         responses = {name: future.result() for name, future in futures.items()}
     shared = [name for name, response in responses.items() if response.timing.mean_batch_rows > own_rows(name)]
-    assert len(shared) > len(CASES) / 2, shared
+    assert len(shared) > len(REQUESTS) / 2, shared
+    assert any(name in shared for name in REFINEMENTS), shared
     return {name: images(response) for name, response in responses.items()}
 
 
 def own_rows(name: str, count: int = 3) -> int:
     """Network rows of one step of a case by itself."""
-    return count * (2 if CASES[name].get("guidance") else 1)
+    return count * (2 if CASES.get(name, {}).get("guidance") else 1)
 
 
 def test_a_crowd_changes_nothing(server: RunningServer):
-    """A request comes out the same to 1e-5 alone and among 32 mixed ones."""
-    alone = {name: images(server.sample(request(name, seed=100))) for name in CASES}
-    for name, got in crowd(server, seed=1, others=32 - len(CASES)).items():
+    """A request comes out the same to 1e-5 alone and among 34 mixed ones, refinements among them."""
+    alone = {name: images(send(server, name, seed=100)) for name in REQUESTS}
+    for name, got in crowd(server, seed=1, others=34 - len(REQUESTS)).items():
         assert np.abs(got - alone[name]).max() <= 1e-5 * max(1.0, float(np.abs(alone[name]).max())), name
 
 
 def test_in_deterministic_mode_a_crowd_changes_not_one_bit(repository: Path):
     """In deterministic mode the bytes are the same alone and in two different crowds."""
     with running_server(repository, deterministic=True) as server:
-        alone = {name: images(server.sample(request(name, seed=100))) for name in CASES}
+        alone = {name: images(send(server, name, seed=100)) for name in REQUESTS}
         for seed in (1, 2):
             for name, got in crowd(server, seed=seed, others=17).items():
                 assert got.tobytes() == alone[name].tobytes(), name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from kernels.philox import normal
 from models.bundle import ModelCard
 from models.checkpoint import load_checkpoint, load_modules
+from models.data import load_digits_split
 from models.metrics.frechet import FrechetDigits
 from models.networks.classifier import one_thread
 from models.networks.latent import (
@@ -30,8 +32,16 @@ from models.program import LangevinUpdate, start_draw
 from models.run import Result, energy_gradient, networks_of, run
 from models.samplers import OptionError, SampleOptions, UnsupportedError, compile_sample
 from models.samplers.latent import compile_latent, latent_step, score_by_diffusion, score_by_inference
-from models.train.latent_prior import LATENTS, PriorRecipe, amplitudes, model_card, scales, signal_variances
-from models.train.latent_vae import SIZES
+from models.train.latent_prior import (
+    LATENTS,
+    PriorRecipe,
+    UpperEnergy,
+    amplitudes,
+    model_card,
+    scales,
+    signal_variances,
+)
+from models.train.latent_vae import SIZES, VaeRecipe, train_vae
 
 from .cards import MODULE, denoiser_card
 
@@ -64,7 +74,7 @@ def modules() -> dict[str, nn.Module]:
     parts = {
         "hierarchy": hierarchy,
         "posterior": Posterior(SIZES, width=16),
-        "image": Image(SIZES[0], width=16),
+        "image": Image(SIZES, width=16),
         "energies": energies,
     }
     return {name: module.double().eval().requires_grad_(False) for name, module in parts.items()}
@@ -212,7 +222,7 @@ def test_each_chain_starts_from_the_one_before(modules):
 def test_without_steps_it_is_the_gaussian_prior(modules):
     """With K = 0 the image is the decoder's of T(u_T), u_T ~ N(0, I)."""
     result = sample(modules, 3, langevin_steps=(0.0,))
-    expected = modules["image"](modules["hierarchy"](starts(3))[0])
+    expected = modules["image"](modules["hierarchy"](starts(3)))
     assert torch.allclose(result.state, expected, atol=1e-9)
 
 
@@ -258,6 +268,33 @@ def test_layer_energy_counts_the_layers_above(modules):
         energy, *gradients = energy_gradient(module, LATENTS, **dict(zip(LATENTS, u, strict=True)), above=rows)
         assert torch.allclose(energy, expected)
         assert [bool(gradient.any()) for gradient in gradients] == [layer > above for layer in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("label", [4, NULL])
+def test_upper_rows_train_the_energy_that_their_layers_are_scored_with(modules, label):
+    """Where no layer is left out it is the prior's energy; else that of the score, blind to what is left out."""
+    u, hierarchy, energies = latents(3), modules["hierarchy"], modules["energies"]
+    upper, zero, labels = UpperEnergy(hierarchy, energies), torch.zeros(3).double(), torch.full((3,), label)
+    inputs = dict(zip(LATENTS, u, strict=True))
+    prior = PriorEnergy(hierarchy, energies)(**inputs, time=zero, label=labels)
+    above = torch.arange(3).double()
+    energy, *gradients = energy_gradient(upper, LATENTS, **inputs, time=zero, label=labels, above=above)
+    assert torch.allclose(energy[0], prior[0])
+    if label == NULL:
+        assert torch.allclose(energy, LayerEnergy(hierarchy, energies)(**inputs, above=above))
+    for layer, gradient in enumerate(gradients, start=1):
+        assert [bool(row.any()) for row in gradient] == [layer > left_out for left_out in range(3)]
+
+
+def test_some_nats_of_the_lower_layers_are_free():
+    """A layer that the bound alone would leave unused holds about the nats that cost nothing; the top does its work."""
+    data = load_digits_split().train
+    recipe = VaeRecipe(steps=120, width=32, hierarchy_width=16)
+    used = train_vae(data, recipe, lambda *_: None).losses
+    bound = train_vae(data, replace(recipe, free_nats=(0.0, 0.0, 0.0)), lambda *_: None).losses
+    assert used["kl1"] > bound["kl1"] + 0.5
+    assert used["kl1"] < 6.0
+    assert used["kl3"] > 1.0
 
 
 def test_the_marginal_is_that_of_the_labels(modules):

@@ -324,12 +324,25 @@ def test_sets_refuse_bad_sources(sources, message):
         BY_NAME["rotation"].images(sources.astype(np.float32), 0)
 
 
-def test_select_digits_keeps_images_with_their_labels(split):
+def test_selected_digits_keep_images_with_their_labels(split):
     """The two halves of the 0-4 against 5-9 protocol are disjoint and complete."""
-    low, high = ood.select_digits(split.test, range(5)), ood.select_digits(split.test, range(5, 10))
+    low, high = split.test.select(range(5)), split.test.select(range(5, 10))
     assert set(low.labels) == set(range(5))
     assert len(low) + len(high) == len(split.test)
     np.testing.assert_array_equal(low.images, split.test.images[split.test.labels < 5])
+
+
+def test_unseen_digits_are_real_ones_drawn_anew_by_each_seed(split):
+    """As many images as are asked for, each at most once, all from the pool; a seed says which."""
+    pool = split.test.select(range(5, 10)).images
+    outside = ood.unseen_digits(pool)
+    sources = split.test.select(range(5)).images[:50]
+    first, again, other = (outside.images(sources, seed) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+    places = [np.flatnonzero((pool == image).all(axis=(1, 2, 3))) for image in first]
+    assert all(len(place) > 0 for place in places)
+    assert len({int(place[0]) for place in places}) == len(sources)
 
 
 # Detection metrics
@@ -488,7 +501,7 @@ def test_evaluate_refuses_an_energy_of_the_wrong_shape(split):
 def test_baselines_detect_the_far_sets(digits, split):
     """Density and distance baselines reach 0.95 on every far set; the softmax detector stays above 0.8."""
     far = [ood_set for ood_set in OOD_SETS if ood_set.category == "far"]
-    for name, energy in fit_baselines(split.train.images, digits).items():
+    for name, energy in fit_baselines(split.train.images, digits.logits).items():
         bound = 0.8 if name == "maximum-softmax" else 0.95
         for row in evaluate(energy, split.test.images[:200], seeds=(0,), sets=far, resamples=50):
             assert row.metrics.auroc >= bound, (name, row.name)
@@ -518,10 +531,6 @@ def test_density_baselines_recover_a_known_gaussian():
 
 def test_maximum_softmax_energy_keeps_its_order_where_probabilities_saturate():
     """The energy is log(1 + sum exp(l - max)), finite and positive where the probability rounds to one."""
-
-    class Logits:
-        def logits(self, images):
-            return np.array([[0.0, 0.0], [50.0, 0.0], [60.0, 0.0]])
-
-    energies = maximum_softmax(Logits())(np.zeros((3, 1, 8, 8), dtype=np.float32))
+    energy = maximum_softmax(lambda _: np.array([[0.0, 0.0], [50.0, 0.0], [60.0, 0.0]]))
+    energies = energy(np.zeros((3, 1, 8, 8), dtype=np.float32))
     np.testing.assert_allclose(energies, [np.log(2), np.exp(-50.0), np.exp(-60.0)], rtol=1e-9)

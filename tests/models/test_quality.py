@@ -14,12 +14,17 @@ import torch
 from rich.console import Console
 
 from models.checkpoint import load_checkpoint, save_checkpoint
+from models.data import load_digits_split
 from models.metrics.frechet import FrechetDigits
+from models.metrics.ood import unseen_digits
 from models.program import SAMPLE
 from models.quality import command
-from models.quality.measure import Checkpoint, diversity, measure_row
+from models.quality.measure import Checkpoint, diversity, measure_energies, measure_row
+from models.quality.near import unseen_pool
+from models.quality.report import auroc_table
 from models.quality.rows import QualityRow, rows_of
 from models.samplers import SampleOptions
+from models.train.near import NAME as NEAR
 
 from ..conftest import ZOO
 
@@ -108,12 +113,75 @@ def test_the_command_writes_table_data_and_pictures(tmp_path):
     assert command.main(parsed, Console(quiet=True)) == 0
     found = json.loads((tmp_path / "quality.json").read_text())
     assert len(found["rows"]) == 5
-    assert {"commit", "cpu", "versions"} <= set(found)
+    (measured,) = found["measured"]
+    assert measured["models"] == ["digits-vdrme"]
+    assert {"commit", "cpu", "versions"} <= set(measured)
     text = (tmp_path / "quality.md").read_text()
     assert "| digits-vdrme | vdrme steps=8 |" in text
     assert "nearest-neighbours" in text
     for name in ("frechet.png", "detection.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_near_set_is_measured_with_what_saw_the_known_digits_alone(tmp_path):
+    """The command puts that model and baselines of the same images into a table of their own, with every seed."""
+    parsed = _parse([str(ZOO / NEAR), "--seeds", "2", "--output", str(tmp_path)])
+    assert command.main(parsed, Console(quiet=True)) == 0
+    found = json.loads((tmp_path / "quality.json").read_text())
+    names = [entry["detector"] for entry in found["near"]]
+    assert names[0] == f"{NEAR} t0"
+    assert names[-4:] == ["nearest-neighbours", "mahalanobis", "gaussian-mixture", "maximum-softmax"]
+    known = load_digits_split().test.select(range(5))
+    for entry in found["near"]:
+        (result,) = entry["results"]
+        assert (result["name"], result["category"], result["seeds"]) == ("unseen", "near", [0, 1])
+        assert result["id_count"] == result["ood_count"] == len(known)
+        assert result["auroc_interval"]["low"] <= result["metrics"]["auroc"] <= result["auroc_interval"]["high"]
+    assert all(not entry["detector"].startswith(NEAR) for entry in found["detectors"])
+    assert "### Digits 0-4 against 5-9" in (tmp_path / "quality.md").read_text()
+
+
+def test_the_unseen_digits_are_all_that_training_left_out():
+    """The pool holds every image of 5 to 9 and no other; the energy's calibration holds none of them."""
+    split = load_digits_split()
+    parts = (split.train, split.calibration, split.test)
+    assert len(unseen_pool(split)) == sum(int((part.labels >= 5).sum()) for part in parts)
+    card = load_checkpoint(ZOO / NEAR)
+    assert card.training["digits"] == [0, 1, 2, 3, 4]
+    assert len(card.energy.scales[0].calibration) == len(split.calibration.select(range(5)))
+
+
+def test_chains_are_measured_with_one_seed(monkeypatch):
+    """Scores of few network evaluations get every seed, those of chains the first, and the table says so."""
+    latent = Checkpoint(ZOO / "digits-latent")
+    monkeypatch.setattr(latent, "energy", lambda scale, images: images.mean(axis=(1, 2, 3)).astype(float))
+    test = load_digits_split().test.images[:8]
+    found = measure_energies(latent, test, (0, 1, 2), lambda _: None, [unseen_digits(test)])
+    assert [entry.seeds for entry in found] == [3, 3, 3, 1, 1, 1]
+    assert auroc_table(found).splitlines()[2].startswith("| digits-latent inference-0 | 3 |")
+
+
+def test_an_update_takes_the_place_of_its_models_alone(tmp_path):
+    """Rows of other models stay, those of the same model are new, and each says where it was measured."""
+    for name in ("digits-ddpm", "digits-vdrme", "digits-ddpm"):
+        arguments = [str(ZOO / name), "--count", "4", "--seeds", "1", "--rows", "steps=4", "--output", str(tmp_path)]
+        again = ["--update"] if (tmp_path / "quality.json").exists() else []
+        command.main(_parse([*arguments, *again]), Console(quiet=True))
+    found = json.loads((tmp_path / "quality.json").read_text())
+    assert [entry["models"] for entry in found["measured"]] == [["digits-vdrme"], ["digits-ddpm"]]
+    models = [row["row"]["model"] for row in found["rows"]]
+    assert models == sorted(models)
+    settings = [(row["row"]["model"], row["setting"], row["row"]["labelled"]) for row in found["rows"]]
+    assert len(settings) == len(set(settings))
+    assert {"digits-ddpm", "digits-vdrme"} == set(models)
+
+
+def test_an_update_of_another_count_is_refused(tmp_path):
+    """Numbers of different counts do not stand in one table; nothing is measured before that is said."""
+    arguments = [str(ZOO / "digits-ddpm"), "--seeds", "1", "--rows", "ddim steps=4", "--output", str(tmp_path)]
+    command.main(_parse([*arguments, "--count", "4"]), Console(quiet=True))
+    with pytest.raises(SystemExit, match=r"--update: .*count of 4 and 1 seeds, not 6 and 1"):
+        command.main(_parse([*arguments, "--count", "6", "--update"]), Console(quiet=True))
 
 
 def test_rows_can_be_chosen_by_their_setting(tmp_path):
