@@ -40,7 +40,7 @@ def test_commands_run(server: RunningServer, tmp_path):
     (tmp_path / "out").mkdir()
     for name in ("server", "protos", "models", "export", "kernels"):
         (tmp_path / name).symlink_to(ROOT / name)
-    commands = [line for line in COMMANDS if line.startswith(".venv/bin/python -m ")]
+    commands = [line for line in COMMANDS if line.startswith(".venv/bin/python -m ") and " bench " not in line]
     assert len(commands) >= 5
     for line in commands:
         words = shlex.split(line.replace(".venv/bin/python -m ", ""))
@@ -49,6 +49,17 @@ def test_commands_run(server: RunningServer, tmp_path):
         assert run([sys.executable, "-m", *words], tmp_path).strip()
     assert (tmp_path / "out" / "digits.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "out" / "vdrme.npy").exists()
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if " bench " in line])
+def test_measurements_are_as_documented(line: str):
+    """Each measurement of the README takes minutes: its command and its options exist."""
+    _, _, words = line.partition(" -m bench ")
+    command, *options = shlex.split(words, comments=True)
+    said = run([sys.executable, "-m", "bench", command, "--help"], ROOT)
+    for option in options:
+        if option.startswith("--"):
+            assert re.search(rf"{option}\b", said), option
 
 
 def test_python_example_runs(server: RunningServer):
