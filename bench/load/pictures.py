@@ -200,7 +200,8 @@ def draw_rates(path: Path, probes: Sequence[Probe], goals: Sequence[Goal], found
             "x", color=COLOURS[2], alpha=0.6,
         )  # fmt: skip
         latency.set(xscale="log", yscale="log", xlabel="offered, requests/s", ylabel="ms")
-        latency.set_title("latency of all" + ("   ○ misses the goals   × tried again" if repeated else ""))
+        misses = "   ○ misses the goals" if any(not probe.met for probe in probes) else ""
+        latency.set_title(f"latency of all{misses}{'   × tried again' if repeated else ''}")
         plain_log(latency.xaxis)
         plain_log(latency.yaxis)
         for goal in goals:
