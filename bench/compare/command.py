@@ -117,6 +117,7 @@ def compare(
             running(
                 *(peers, repository, output / "logs", names, ENGINE_THREADS),
                 report=lambda title: bar.update(task, description=f"starting {title}"),
+                warn=console.print,
             )
         )
         for name, reason in left_out.items():

@@ -104,10 +104,12 @@ def running(
     threads: int,
     *,
     report: Callable[[str], None],
+    warn: Callable[[str], None],
 ) -> Iterator[tuple[list[Running], dict[str, str]]]:
     """The servers that can be started, held, and why the others are left out, by name.
 
-    threads: of each server's engine. models: what a server of the Open Inference Protocol must have before it is ready.
+    models: what a server of the Open Inference Protocol must have before it is ready. threads: of each server's engine.
+    report: told what is being started. warn: told what went wrong at the end.
     """
     with contextlib.ExitStack() as stack:
         started: list[Running] = []
@@ -117,7 +119,7 @@ def running(
             try:
                 log = logs / f"{peer.name}.log"
                 process = start(peer, repository, log, ["--threads", str(threads)], models=models)
-                stack.enter_context(_released_at_last(process))
+                stack.enter_context(_served(process, warn))
             except (PeerEnvironmentError, ServerFailed) as error:
                 left_out[peer.name] = str(error)
                 continue
@@ -128,11 +130,21 @@ def running(
 
 
 @contextlib.contextmanager
-def _released_at_last(process: ServingProcess) -> Iterator[None]:
-    """As the process's own context; a held process could not see the signal that ends it."""
-    with process:
+def _served(process: ServingProcess, warn: Callable[[str], None]) -> Iterator[None]:
+    """As the process's own context, but it is released before it is stopped, and a bad stop is only told of.
+
+    A held process would not see the signal that ends it; and what was measured is not lost for how a server ends.
+
+    Raises:
+        ServerFailed: it did not start.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(process)
         try:
             yield
         finally:
-            with contextlib.suppress(ServerFailed):  # ended by itself: leaving its context tells how
+            try:
                 release(process)
+                stack.close()
+            except ServerFailed as error:
+                warn(str(error))

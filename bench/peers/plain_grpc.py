@@ -23,6 +23,7 @@ from .serving import HOST, read_options
 
 CALLS_AT_ONCE = 64
 SCORE = ".score"
+ENDS = (signal.SIGTERM, signal.SIGINT)
 DTYPES = {"UINT64": "<u8", "INT64": "<i8", "FP32": "<f4", "FP64": "<f8"}
 
 
@@ -101,16 +102,14 @@ def _sample(engine: Engine, request: oip.ModelInferRequest, inputs: dict[str, An
 def main() -> None:
     """Serve until SIGTERM."""
     options = read_options("plain_grpc", max_batch=1, delay=0.0)
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)  # before there are threads, which inherit it
     server = grpc.server(ThreadPoolExecutor(CALLS_AT_ONCE), options=[("grpc.so_reuseport", 0)])
     rpc.add_GRPCInferenceServiceServicer_to_server(
         PlainService(load_engines(options.repository, options.threads)), server
     )
     server.add_insecure_port(f"{HOST}:{options.port}")
-    stopped = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopped.set())
     server.start()
-    stopped.wait()
+    signal.sigwait(ENDS)
     server.stop(grace=1.0).wait()
 
 
