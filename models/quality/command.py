@@ -160,7 +160,7 @@ def _write(output: Path, found: Found, split: DigitsSplit, metric: FrechetDigits
     if found.detectors:
         parts += [
             "## Out-of-distribution detection",
-            "Mean AUROC over the seeds, of which scales that run chains have one.",
+            "Mean AUROC over the seeds; chains that are no default score have one.",
             auroc_table(found.detectors),
         ]
     if found.near:

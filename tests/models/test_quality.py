@@ -6,6 +6,7 @@ import argparse
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -24,7 +25,10 @@ from models.quality.near import unseen_pool
 from models.quality.report import auroc_table
 from models.quality.rows import QualityRow, rows_of
 from models.samplers import SampleOptions
+from models.train import ddpm as ddpm_training
+from models.train import vdrme
 from models.train.near import NAME as NEAR
+from models.train.near import train_digits_0_4
 
 from ..conftest import ZOO
 
@@ -32,6 +36,14 @@ from ..conftest import ZOO
 @pytest.fixture(scope="module")
 def ddpm() -> Checkpoint:
     return Checkpoint(ZOO / "digits-ddpm")
+
+
+@pytest.fixture(scope="module")
+def near(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An energy of the digits 0 to 4 after a few steps of its training."""
+    few = vdrme.Recipe(denoising_steps=1, energy_warmup=1, iterations=1, batch=8)
+    output = tmp_path_factory.mktemp("near")
+    return train_digits_0_4(output, lambda *_: None, ddpm_training.Recipe(steps=2, batch=8), few)
 
 
 def test_every_setting_is_a_row_and_those_of_other_models_are_not():
@@ -123,9 +135,9 @@ def test_the_command_writes_table_data_and_pictures(tmp_path):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_near_set_is_measured_with_what_saw_the_known_digits_alone(tmp_path):
+def test_the_near_set_is_measured_with_what_saw_the_known_digits_alone(near: Path, tmp_path):
     """The command puts that model and baselines of the same images into a table of their own, with every seed."""
-    parsed = _parse([str(ZOO / NEAR), "--seeds", "2", "--output", str(tmp_path)])
+    parsed = _parse([str(near), "--seeds", "2", "--output", str(tmp_path)])
     assert command.main(parsed, Console(quiet=True)) == 0
     found = json.loads((tmp_path / "quality.json").read_text())
     names = [entry["detector"] for entry in found["near"]]
@@ -141,12 +153,12 @@ def test_the_near_set_is_measured_with_what_saw_the_known_digits_alone(tmp_path)
     assert "### Digits 0-4 against 5-9" in (tmp_path / "quality.md").read_text()
 
 
-def test_the_unseen_digits_are_all_that_training_left_out():
+def test_the_unseen_digits_are_all_that_training_left_out(near: Path):
     """The pool holds every image of 5 to 9 and no other; the energy's calibration holds none of them."""
     split = load_digits_split()
     parts = (split.train, split.calibration, split.test)
     assert len(unseen_pool(split)) == sum(int((part.labels >= 5).sum()) for part in parts)
-    card = load_checkpoint(ZOO / NEAR)
+    card = load_checkpoint(near)
     assert card.training["digits"] == [0, 1, 2, 3, 4]
     assert len(card.energy.scales[0].calibration) == len(split.calibration.select(range(5)))
 
