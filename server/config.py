@@ -24,7 +24,7 @@ class Limits:
     state_bytes: memory of all slots of one model. max_waiting_rows, max_waiting_bytes: queued rows
     over all models. max_rows_per_request, max_message_bytes: one request. max_connections: open at
     once, further ones are closed at once. max_concurrent_calls: over all connections. step_seconds: a batch is
-    cut to what is predicted to run in this time, so that a new row never waits longer for its turn.
+    cut to what is predicted to run in this time, so that a new row hardly waits longer for its turn.
     """
 
     max_batch_rows: int = 64
@@ -36,7 +36,7 @@ class Limits:
     max_message_bytes: int = 128 * MIB
     max_connections: int = 1000
     max_concurrent_calls: int = 4096
-    step_seconds: float = 0.1
+    step_seconds: float = 0.02
 
     def __post_init__(self) -> None:
         for name in self.__slots__:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import ceil
+
 
 class StepCost:
     """Least squares with exponential forgetting over the batches that ran.
@@ -54,6 +56,14 @@ class StepCost:
         """
         fixed, per_row = self.fit
         return fixed + per_row * min(rows, self._widest)
+
+    def rows_enough(self, share: float) -> int:
+        """How many rows a batch needs for its fixed cost to be no more than a share of it (possibly 0 or huge)."""
+        fixed, per_row = self.fit
+        if per_row <= 0.0:
+            return 1 << 30
+        rows = fixed * (1.0 - share) / (share * per_row)
+        return min(1 << 30, ceil(rows - 1e-6))  # a fit is not exact
 
     def rows_within(self, seconds: float) -> int:
         """How many rows are predicted to run within `seconds` (possibly 0 or huge)."""

@@ -28,6 +28,11 @@ With more, rows of long programs that have been at work for long come before new
 """
 
 
+FIXED_SHARE = 0.5
+"""A batch is not cut to the step budget where its fixed cost would be more than this share of it: on a device whose
+steps are long whatever their rows, short ones would cost most of the throughput."""
+
+
 class Prediction:
     """What the steps of each network of one device cost, on an injected clock. All times are in seconds.
 
@@ -54,11 +59,14 @@ class Prediction:
         return {name: cost.fit for (key, name), cost in self._costs.items() if key == model}
 
     def batch_rows(self, network: Network) -> int:
-        """The most network rows that a batch may have: those predicted to fit in the step budget, at least one."""
+        """The most network rows that a batch may have: those predicted to fit in the step budget, or that it takes to
+        be worth its fixed cost; at least one.
+        """
         cost = self._costs.get(network)
         if cost is None:
             return self._limits.max_batch_rows
-        return max(1, min(self._limits.max_batch_rows, cost.rows_within(self._limits.step_seconds)))
+        rows = max(1, cost.rows_within(self._limits.step_seconds), cost.rows_enough(FIXED_SHARE))
+        return min(self._limits.max_batch_rows, rows)
 
     def round_seconds(self, network: Network, network_rows: int) -> float:
         """Time for all of `network_rows` to take one step of a network; 0 where none was measured lately."""

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from server.config import Limits
 from server.errors import DeadlineExceeded, Internal, InvalidArgument, NotFound, Overloaded, Unavailable
 from server.loop.admission import DrainRate
 from server.loop.cost import StepCost
@@ -460,3 +461,19 @@ def test_scheduling_does_not_look_at_the_queue_behind(behind):
     for _ in range(10):
         world.step()
     assert calls <= 10 * 4 * 3
+
+
+def test_a_batch_is_cut_to_the_step_budget_but_not_below_what_is_worth_its_fixed_cost():
+    """Rows that fit into the budget, where there are some; else as many as make half of the step's time."""
+
+    def limit(fixed: float, per_row: float) -> int:
+        world = World(step_seconds=0.02)
+        for rows in (1, 4, 16, 4, 1, 16):
+            world.batcher.prediction.record((MODEL, "denoiser"), rows, fixed + per_row * rows)
+        return world.batcher.batch_limit(MODEL, "denoiser")
+
+    assert limit(fixed=0.001, per_row=0.001) == 19
+    assert limit(fixed=0.0, per_row=0.5) == 1
+    assert limit(fixed=0.03, per_row=0.001) == 30
+    assert limit(fixed=0.03, per_row=0.03) == 1
+    assert limit(fixed=0.03, per_row=1e-6) == Limits().max_batch_rows
