@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from textwrap import fill
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -16,7 +17,9 @@ from .result import LOOPS, OURS, Comparison
 
 SHOWN = {"idle": "paced_p50", "small": "rows_per_second", "bulk": "rows_per_second", "large": "rows_per_second"}
 """The number that a scenario's panel shows; of the others the tail of the calls that matter, or the goodput's share."""
-COLUMNS = 4
+COLUMNS = 3
+TITLE_WIDTH = 44
+"""Characters of a line."""
 
 
 def draw(path: Path, comparison: Comparison) -> None:
@@ -64,9 +67,9 @@ def _panel(panel: Axes, comparison: Comparison, scenario: str) -> None:
         panel.text(high, place, text, va="center", fontsize=9)
     panel.set_yticks(range(len(servers)), [comparison.setup.titles[name] for name in servers])
     panel.invert_yaxis()
-    panel.set_xlim(0.0, (largest or 1.0) * 1.22)
+    panel.set_xlim(0.0, (largest or 1.0) * 1.5)  # room for the numbers
     panel.grid(axis="y", visible=False)
     unit = "ms" if is_seconds(number) else {"rows_per_second": "samples/s"}.get(number, "")
     label = {"rows_per_second": "throughput", "share": "goodput at 3x the capacity, of its peak"}
     panel.set_xlabel(", ".join(part for part in (label.get(number, number.replace("_", " ")), unit) if part))
-    panel.set_title(comparison.setup.scenarios[scenario], fontsize=10)
+    panel.set_title(fill(comparison.setup.scenarios[scenario], TITLE_WIDTH), fontsize=10)

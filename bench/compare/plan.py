@@ -22,7 +22,7 @@ class Plan:
     settle: float = 0.7
     trial: float = 2.0
     saturation: float = 2.5
-    large: float = 5.0
+    large: float = 8.0
     bare: float = 1.2
     mixed: float = 7.0
     overload: float = 3.0
