@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import matplotlib as mpl
@@ -33,8 +34,14 @@ def draw_frechet(path: Path, rows: Sequence[RowQuality], floor: float, foot: str
         axes.text(floor, -0.55, " test images", color="0.4", va="bottom")
         axes.grid(axis="x", color="0.92")
         axes.set_xlabel("FD-digits (log scale); less is better")
-        figure.supxlabel(foot, fontsize=7, color="0.4", x=0.01, ha="left")
+        _write_foot(figure, foot)
         figure.savefig(path, dpi=130)
+
+
+def _write_foot(figure: Figure, foot: str) -> None:
+    """Where the numbers come from, in lines that the narrower picture has room for."""
+    lines = [part for line in foot.splitlines() for part in wrap(line, 150, subsequent_indent="    ")]
+    figure.supxlabel("\n".join(lines), fontsize=7, color="0.4", x=0.01, ha="left")
 
 
 def _label(row: RowQuality) -> str:
@@ -57,5 +64,5 @@ def draw_detection(path: Path, found: Sequence[ScaleQuality], foot: str) -> None
         for side in axes.spines.values():
             side.set_visible(False)
         axes.set_title("AUROC of test digits against each set (1: told apart, 0.5: not at all, 0: the wrong way round)")
-        figure.supxlabel(foot, fontsize=7, color="0.4", x=0.01, ha="left")
+        _write_foot(figure, foot)
         figure.savefig(path, dpi=130)
