@@ -120,8 +120,11 @@ def _quality(kind: str, document: Mapping[str, Any]) -> Result:
             areas = [max(LEAST_AREA, area) for area in (found["metrics"]["auroc"], interval["low"], interval["high"])]
             name = f"{detector['detector']} against {found['name']}: AUROC"
             ratios[name] = Ratio(areas[0], areas[1], areas[2], Better.HIGHER)
-    setting = {"cpu": document["cpu"], "samples": str(document["count"])}
-    setting |= {f"version of {name}": version for name, version in document["versions"].items()}
+    setting = {"samples": str(document["count"])}
+    for measured in document["measured"]:  # each model where it was measured last
+        for model in measured["models"]:
+            setting[f"cpu of {model}"] = measured["cpu"]
+            setting |= {f"{name} of {model}": version for name, version in measured["versions"].items()}
     return Result(kind, ratios, setting)
 
 

@@ -124,6 +124,8 @@ def _step_costs(
 def _shares(found: Sort, wake: float, means: Mapping[tuple[Group, int], float]) -> Iterator[tuple[Probed, float]]:
     """What the steps of each request took, over what they were to take."""
     expected = sum(steps * means[group, found.rows] for group, steps in found.lines.items())
+    if expected <= 0:  # a few noisy probes can leave nothing for the steps: no share can be told then
+        return
     for request in found.probes.requests:
         # One that took less than the pause and half of its steps says that there was no pause before it.
         paused = wake if request.compute > wake + expected / 2 else 0.0
