@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,3 +57,21 @@ def test_a_missing_py_spy_is_no_failure(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr(flame, "py_spy", lambda: None)
     with pytest.raises(flame.FlameError, match="not installed"):
         flame.record(1, tmp_path / "flame.svg", 1.0, lambda: None)
+
+
+@pytest.mark.skipif(flame.py_spy() is None, reason="py-spy is not installed")
+def test_a_flame_picture_says_nothing_of_the_machine(tmp_path: Path):
+    """The picture of a process is drawn where it may be looked into, and names no path of this machine."""
+    script = "while True: sum(range(1000))"
+    path = tmp_path / "flame.svg"
+    with subprocess.Popen([sys.executable, "-c", script]) as process:
+        try:
+            flame.record(process.pid, path, 1.0, lambda: process.wait(0.1) if process.poll() is not None else None)
+        except flame.FlameError as error:
+            assert "py-spy ended" in str(error)
+            return
+        finally:
+            process.kill()
+    text = path.read_text()
+    assert flame.TITLE in text
+    assert str(tmp_path) not in text
