@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from protos import fewstep_pb2 as pb
 from protos import inference_pb2 as oip
+from server.client.messages import score_request
 
 Floats = npt.NDArray[np.float32]
 Energies = npt.NDArray[np.float64]
@@ -26,6 +27,7 @@ TIMEOUT = 60.0
 _OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.enable_http_proxy", 0)]
 _INFER = "/inference.GRPCInferenceService/ModelInfer"
 _SAMPLE = "/fewstep.v1.Sampler/Sample"
+_SCORE = "/fewstep.v1.Scorer/Score"
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +134,12 @@ class NativeCaller(_GrpcCaller):
         return ask
 
     def score(self, model: str, images: Floats) -> Energies:
-        raise NotImplementedError("scores are compared over the Open Inference Protocol")
+        score = self._channel.unary_unary(_SCORE, None, pb.ScoreResponse.FromString)
+        try:
+            answer = score(score_request(model, images).SerializeToString(), timeout=TIMEOUT)
+        except grpc.RpcError as error:
+            raise CallerError(f"{error.code().name}: {error.details()}") from error
+        return np.array(answer.scores[0].energy)
 
 
 class HttpCaller:
