@@ -10,12 +10,11 @@ from textwrap import wrap
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, PercentFormatter
 from numpy.typing import NDArray
 
-from ..pictures import COLOURS, DPI, STYLE
+from ..pictures import COLOURS, STYLE, plain_log, save
 from .goal import Goal
 from .results import FleetResult
 
@@ -57,9 +56,9 @@ def draw_study(path: Path, results: Sequence[FleetResult], goal: Goal | None, ti
             panels[2].set_xlabel("requests/s of the whole fleet" if over_rates else "replicas")
             for panel in panels:
                 panel.set_xscale("log")
-            _plain_log(panels[2].xaxis)
+            plain_log(panels[2].xaxis)
         grid[0, 0].set(yscale="log", ylabel="ms, p99 solid, p50 dashed")
-        _plain_log(grid[0, 0].yaxis)
+        plain_log(grid[0, 0].yaxis)
         lowest = min(r.ok / max(1, r.sent) for r in results)
         grid[1, 0].set(ylabel="answered in time", ylim=(min(0.95, 0.98 * lowest), 1.005))
         grid[1, 0].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -68,7 +67,7 @@ def draw_study(path: Path, results: Sequence[FleetResult], goal: Goal | None, ti
         figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside right center")
         figure.suptitle("\n".join(wrap(title, int(11 * width))), x=0.01, ha="left", fontsize=11)
         figure.supxlabel("\n".join(wrap(foot, int(16 * width))), fontsize=8, color="0.4", x=0.01, ha="left")
-        _save(figure, path)
+        save(figure, path)
 
 
 def _curves(
@@ -97,7 +96,7 @@ def draw_check(path: Path, kinds: Mapping[str, Latencies], title: str, foot: str
                 left = 1.0 - np.arange(len(ordered)) / max(1, len(ordered))
                 panel.step(ordered, left, where="post", color=colour, label=label)
             panel.set(xscale="log", yscale="log", title=name, ylim=(1.0 / max(10, len(both[0])), 1.2))
-            _plain_log(panel.xaxis)
+            plain_log(panel.xaxis)
             panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
         for panel in grid[:, 0]:
             panel.set_ylabel("share that are slower")
@@ -106,19 +105,8 @@ def draw_check(path: Path, kinds: Mapping[str, Latencies], title: str, foot: str
         grid[0, 0].legend()
         figure.suptitle(title, x=0.01, ha="left")
         figure.supxlabel(foot, fontsize=8, color="0.4", x=0.01, ha="left")
-        _save(figure, path)
+        save(figure, path)
 
 
 def _colours(count: int) -> Sequence[str]:
     return [COLOURS[i % len(COLOURS)] for i in range(count)]
-
-
-def _plain_log(axis: Axis) -> None:
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=30))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
-
-
-def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI, facecolor="white")
