@@ -80,6 +80,33 @@ def test_sampler_table_is_the_committed_result():
             assert cells[cell] == " / ".join(f"{method[field] * scale:.1f}" for method in rows), (name, field)
 
 
+COMPARED = json.loads((ROOT / "bench" / "results" / "compare" / "compare.json").read_text())
+ROWS = {
+    "one 1-step request": [
+        *(f"idle {how}: fewstep adds, ms at p50" for how in ("paced", "busy")),
+        *(f"idle {how}: fewstep / {peer}" for peer in ("triton", "litserve", "grpc") for how in ("paced", "busy")),
+    ],
+    "samples/s of 4 steps": [
+        f"small: fewstep / {peer}" for peer in ("bare", "triton", "litserve", "bentoml", "ray", "grpc")
+    ],
+    "samples/s of the 35.7M": ["large: fewstep / bare"],
+    "p99 of 1-step requests": ["interactive: p99 fewstep / best request-level batcher"],
+    "goodput at 3x overload": [
+        f"overload: {peer}, goodput of its peak" for peer in ("fewstep", "bentoml", "grpc", "triton", "litserve", "ray")
+    ],
+}
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_comparison_table_is_the_committed_result(row: str):
+    """The README's ratios are those of bench/results/compare/compare.json, each rounded as it is written."""
+    (line,) = [line for line in TEXT.splitlines() if line.startswith(f"| {row}")]
+    numbers = re.findall(r"\d+(?:\.\d+)?", line)
+    for name in ROWS[row]:
+        value = COMPARED["ratios"][name]
+        assert any(f"{value:.{len(text.partition('.')[2])}f}" == text for text in numbers), (name, value, numbers)
+
+
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#]+)\)", TEXT))))
 def test_links_lead_somewhere(target):
     """Every relative link of the README is a file of the project."""
