@@ -70,7 +70,9 @@ def main(options: argparse.Namespace, console: Console) -> int:
     except (CompareError, Disagreement) as error:
         console.print(f"python -m bench compare: {error}")
         return 1
-    write(comparison, options.output)
+    from .pictures import draw  # after the measurement: matplotlib takes a second to import
+
+    draw(options.output / "compare.png", comparison)
     console.print(goals(comparison))
     console.print(f"wrote compare.json, compare.md and compare.png into {options.output}")
     return 0
@@ -92,7 +94,7 @@ def compare(
     *,
     console: Console,
 ) -> Comparison:
-    """Start the servers, see that they agree, and measure them in turns.
+    """Start the servers, see that they agree, and measure them in turns; what there is is written after each scenario.
 
     Raises:
         CompareError: fewstep itself does not start, or the models cannot be exported.
@@ -129,7 +131,7 @@ def compare(
         bench = Bench(plan, servers, engines, repository, ENGINE_THREADS)
         bar.update(task, total=sum(scenario.rounds(plan) for scenario in scenarios), completed=0)
         measurements: list[Measurement] = []
-        for scenario in scenarios:
+        for count, scenario in enumerate(scenarios, start=1):
             bar.update(task, description=f"{scenario.name}: settings")
             scenario.prepare(bench)
             loops = scenario.loops(bench)
@@ -142,7 +144,10 @@ def compare(
                     for name, numbers in scenario.measure(bench, server, turn).items():
                         measurements.append(Measurement(scenario.name, name, turn, dict(numbers)))
                 bar.advance(task)
-        return Comparison(_setup(plan, scenarios, servers, left_out), environment, tuple(measurements))
+            setup = _setup(plan, scenarios[:count], servers, left_out)
+            comparison = Comparison(setup, environment, tuple(measurements))
+            write_numbers(comparison, output)  # now: half an hour of measurements is too much to lose at the end
+        return comparison
 
 
 def in_turn(servers: Sequence[Running], turn: int) -> list[Running]:
@@ -191,16 +196,13 @@ def _setup(plan: Plan, scenarios: Sequence[Scenario], servers: Sequence[Running]
     )
 
 
-def write(comparison: Comparison, output: Path) -> None:
-    """Write the document, the report and the sheet of pictures."""
-    from .pictures import draw  # after the measurement: matplotlib takes a second to import
-
+def write_numbers(comparison: Comparison, output: Path) -> None:
+    """Write the document and the report."""
     output.mkdir(parents=True, exist_ok=True)
     (output / "compare.json").write_bytes(
         msgspec.json.format(msgspec.json.encode(comparison.document()), indent=1) + b"\n"
     )
     (output / "compare.md").write_text(markdown(comparison))
-    draw(output / "compare.png", comparison)
 
 
 def goals(comparison: Comparison) -> Table:

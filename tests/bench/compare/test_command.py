@@ -86,3 +86,22 @@ def test_a_whole_comparison(
     assert "interactive: p99 fewstep / grpc" in document["ratios"]
     assert document["setup"]["versions"]["grpc"]
     assert (tmp_path / "compare.md").is_file()
+
+
+def test_a_comparison_that_fails_late_keeps_what_it_measured(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The numbers of a scenario are written when it is done: half an hour is too much to lose to the last one."""
+    monkeypatch.setattr(command, "FULL", TINY)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("the machine is gone")
+
+    monkeypatch.setattr("bench.compare.scenarios.Saturation.prepare", fail)
+    options = ["--scenarios", "idle,small", "--peers", "fewstep", "--repository", str(repository)]
+    with pytest.raises(RuntimeError, match="gone"):
+        main(["compare", *options, "--output", str(tmp_path)])
+    document = json.loads((tmp_path / "compare.json").read_text())
+    assert set(document["medians"]) == {"idle"}
+    assert "idle paced: fewstep adds, ms at p50" in document["ratios"]
+    assert "idle" in (tmp_path / "compare.md").read_text()

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.compare.command import goals, write
+from bench.compare.command import goals, write_numbers
+from bench.compare.pictures import draw
 from bench.compare.report import markdown
 from bench.compare.result import Comparison, Goal, Measurement, Setup
 from bench.environment import Environment
@@ -142,7 +143,8 @@ def test_the_report_is_complete(tmp_path: Path) -> None:
     assert "| Triton | 9 | 1 | unanswered |" in text
     assert "| litserve | left out | not installed at all |" in text
     assert "triton clients 16" in text
-    write(found, tmp_path)
+    write_numbers(found, tmp_path)
+    draw(tmp_path / "compare.png", found)
     document = json.loads((tmp_path / "compare.json").read_text())
     assert document["ratios"]["small: fewstep / bare"] == pytest.approx(0.85)
     assert document["better"]["small: fewstep / bare"] == "higher"
