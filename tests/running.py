@@ -13,7 +13,13 @@ import grpc
 
 from protos import fewstep_pb2 as pb
 from server.app import App
-from server.config import Config
+from server.config import Config, Limits
+
+UNCUT = Limits(step_seconds=60.0)
+"""For tests that say which batches run: on a slow machine the default cuts them after fewer rows."""
+
+UNCUT = Limits(step_seconds=60.0)
+"""For tests that say which batches run: by default a slow machine's are cut after fewer rows."""
 
 
 class RunningServer:

@@ -28,7 +28,7 @@ from server.config import Config, ConfigError, Limits
 from server.types import Job
 
 from ..conftest import ROOT
-from ..running import running_server
+from ..running import UNCUT, running_server
 
 
 def start(repository: Path, *options: str) -> tuple[subprocess.Popen, str]:
@@ -453,7 +453,7 @@ def with_flaky_engine(server, **options) -> Flaky:
 def test_a_batch_that_is_too_large_is_split_and_nothing_is_lost(own_repository: Path):
     """If the engine fails on wide batches, halves are tried: the answer is what it is without the failure."""
     request = pb.SampleRequest(model="digits-ddpm", sampler="ddim", steps=6, count=24, seed=9, eta=0.5)
-    with running_server(own_repository) as server:
+    with running_server(own_repository, limits=UNCUT) as server:
         wanted = np.frombuffer(server.sample(request).images.raw, "<f4")
         flaky = with_flaky_engine(server, largest=5)
         got = np.frombuffer(server.sample(request).images.raw, "<f4")

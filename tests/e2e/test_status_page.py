@@ -23,7 +23,7 @@ from server.config import Limits, Security
 from server.observability.metrics_server import MetricsServer
 from server.observability.recent import COLUMNS, STEPS_LEFT
 
-from ..running import RunningServer, running_server
+from ..running import UNCUT, RunningServer, running_server
 
 EVIL = "<script>alert(1)</script>\"'&\n\x1b[2J"
 
@@ -193,16 +193,17 @@ def test_models_and_calls_are_told(server: RunningServer):
         assert word in text
 
 
-def test_the_picture_shows_the_batches(server: RunningServer):
+def test_the_picture_shows_the_batches(repository: Path):
     """Rows over time by the steps that they have left: 9 rows of 12 steps go through all classes."""
-    server.sample(sample(steps=12, spacing="linear", count=9))
-    picture = eventually(server, lambda found: found["picture"]["lanes"])["picture"]
+    with running_server(repository, limits=UNCUT) as server:
+        server.sample(sample(steps=12, spacing="linear", count=9))
+        picture = eventually(server, lambda found: found["picture"]["lanes"])["picture"]
+        page = Page(get(server, "/")[1])
     assert tuple(picture["steps_left"]) == STEPS_LEFT
     (lane,) = [lane for lane in picture["lanes"] if lane["network"] == "denoiser"]
     assert len(lane["columns"]) == COLUMNS
     assert all(sum(column[index] for column in lane["columns"]) > 0 for index in range(len(STEPS_LEFT)))
     assert max(sum(column) for column in lane["columns"]) == pytest.approx(9, abs=0.1)
-    page = Page(get(server, "/")[1])
     (drawing,) = [a for tag, a in page.tags if tag == "svg" and "denoiser" in (a.get("aria-label") or "")]
     assert drawing["viewbox"] == f"0 0 {COLUMNS} 100"
     paths = [attributes["d"] or "" for tag, attributes in page.tags if tag == "path"]

@@ -22,7 +22,7 @@ from server.config import Config, ConfigError
 
 from ..collector import Collector, attributes_of, running_collector
 from ..conftest import ROOT
-from ..running import RunningServer, running_server
+from ..running import UNCUT, RunningServer, running_server
 
 SAMPLE = "fewstep.v1.Sampler/Sample"
 
@@ -82,7 +82,7 @@ def test_a_call_its_wait_and_each_of_its_steps_are_spans(repository: Path, colle
 
 def test_rows_of_others_count_in_the_batch_only(repository: Path, collector: Collector):
     """Two calls that share batches have their own rows each, and the batch's."""
-    with running_server(repository, otlp_endpoint=collector.endpoint) as server:
+    with running_server(repository, otlp_endpoint=collector.endpoint, limits=UNCUT) as server:
         futures = [server.later(sample(steps=100, spacing="linear", count=10 + i)) for i in range(2)]
         for future in futures:
             future.result(60)
