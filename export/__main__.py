@@ -111,7 +111,7 @@ def _table(bundles: Sequence[Bundle]) -> Table:
         for name, graph in bundle.manifest.graphs.items():
             table.add_row(
                 f"{bundle.card.name}/{name}",
-                f"{bundle.graph_path(name).stat().st_size / MEGABYTE:.2f}",
+                f"{details.get(name, {}).get('bytes', 0) / MEGABYTE:.2f}",
                 str(details.get(name, {}).get("nodes", "?")),
                 f"{graph.worst:.1e}",
                 f"{graph.bound:.0e}",

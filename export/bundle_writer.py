@@ -10,7 +10,6 @@ import hashlib
 import os
 import platform
 import re
-import secrets
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -20,6 +19,7 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -38,7 +38,7 @@ from models.bundle import (
 )
 from models.checkpoint import CHECKPOINT, load_checkpoint, load_modules
 
-from . import ExportError
+from . import ExportError, graph_file, weights_file
 
 if TYPE_CHECKING:
     from .network import ExportedNetwork
@@ -82,7 +82,7 @@ def export_checkpoint(
         raise ExportError(f"{checkpoint}: no such directory")
     card = load_checkpoint(checkpoint)
     _check_card(checkpoint, card)
-    _check_writable(repository)
+    place = _writable_place(repository)
     made_from = {"checkpoint": sha256_of(checkpoint / CHECKPOINT), "exporter": exporter_key()}
     version = _choose_version(repository / card.name, made_from["checkpoint"], version, force)
     target = repository / card.name / str(version)
@@ -90,21 +90,25 @@ def export_checkpoint(
         standing = _up_to_date(target, made_from)
         if standing is not None:
             return Outcome(standing, fresh=False)
-    networks = _export_networks(checkpoint, card, report, bounds)
-    manifest = Manifest(
-        card=card,
-        version=version,
-        graphs={name: network.file for name, network in networks.items()},
-        exported={
-            **made_from,
-            "versions": _versions(),
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "seconds": round(time.perf_counter() - started, 1),
-            "cpu": _processor(),
-            "graphs": {name: _details(network) for name, network in networks.items()},
-        },
-    )
-    return Outcome(_write(target, checkpoint, manifest, networks), fresh=True)
+    # The name of the directory in the making starts with a dot, so that no server takes it for a model.
+    with TemporaryDirectory(prefix=f".{card.name}-", dir=place) as scratch:
+        making = Path(scratch) / "bundle"
+        making.mkdir()
+        networks = _export_networks(checkpoint, card, making, report, bounds)
+        manifest = Manifest(
+            card=card,
+            version=version,
+            graphs={name: network.file for name, network in networks.items()},
+            exported={
+                **made_from,
+                "versions": _versions(),
+                "date": datetime.now(UTC).isoformat(timespec="seconds"),
+                "seconds": round(time.perf_counter() - started, 1),
+                "cpu": _processor(),
+                "graphs": {name: _details(network) for name, network in networks.items()},
+            },
+        )
+        return Outcome(_write(making, target, checkpoint, manifest), fresh=True)
 
 
 def exporter_key() -> str:
@@ -142,17 +146,17 @@ def _check_card(checkpoint: Path, card: ModelCard) -> None:
             )
     files = [MANIFEST, *(path.name for path in weight_files(checkpoint, card))]
     for name in card.networks:
-        if not FILE_NAME.fullmatch(f"{name}.onnx"):
+        if not FILE_NAME.fullmatch(weights_file(name)):  # the longer of the two
             raise ExportError(f"{checkpoint / CHECKPOINT}: network name {name!r} cannot name a file")
-        files.append(f"{name}.onnx")
+        files += [graph_file(name), weights_file(name)]
     if len(set(files)) != len(files):
         raise ExportError(
             f"{checkpoint / CHECKPOINT}: two files of the bundle would have one name among {sorted(files)}"
         )
 
 
-def _check_writable(repository: Path) -> None:
-    """Complain before minutes of work, not after them."""
+def _writable_place(repository: Path) -> Path:
+    """The repository, or what there is of the way to it; complains before minutes of work, not after them."""
     standing = repository.absolute()
     while not standing.exists():
         standing = standing.parent
@@ -160,6 +164,7 @@ def _check_writable(repository: Path) -> None:
         raise ExportError(f"{standing}: is no directory, so no repository can be there")
     if not os.access(standing, os.W_OK | os.X_OK):
         raise ExportError(f"{standing}: is not writable")
+    return standing
 
 
 def _choose_version(directory: Path, checkpoint: str, wanted: int | None, force: bool) -> int:
@@ -194,7 +199,7 @@ def _up_to_date(target: Path, made_from: Mapping[str, str]) -> Bundle | None:
 
 
 def _export_networks(
-    checkpoint: Path, card: ModelCard, report: Report, bounds: Mapping[str, float] | None
+    checkpoint: Path, card: ModelCard, making: Path, report: Report, bounds: Mapping[str, float] | None
 ) -> dict[str, ExportedNetwork]:
     report("", "loading torch")
     from .network import export_network
@@ -202,13 +207,14 @@ def _export_networks(
 
     modules = load_modules(checkpoint, card.modules)
     return {
-        name: export_network(name, card, modules, partial(report, name), bounds or BOUNDS) for name in card.networks
+        name: export_network(name, card, modules, making, partial(report, name), bounds or BOUNDS)
+        for name in card.networks
     }
 
 
 def _details(network: ExportedNetwork) -> dict[str, Any]:
     return {
-        "bytes": len(network.data),
+        "bytes": network.bytes,
         "nodes": network.nodes,
         "repeated_weight_bytes": network.repeated,
         "seconds": round(network.seconds, 1),
@@ -216,32 +222,19 @@ def _details(network: ExportedNetwork) -> dict[str, Any]:
     }
 
 
-def _write(target: Path, checkpoint: Path, manifest: Manifest, networks: Mapping[str, ExportedNetwork]) -> Bundle:
-    """Write beside the target, check what was written as a server would, then rename.
-
-    The name of the directory in the making starts with a dot, so no server takes it for a model.
-    """
-    repository = target.parent.parent
-    repository.mkdir(parents=True, exist_ok=True)
-    token = secrets.token_hex(4)
-    making = repository / f".{manifest.card.name}-{manifest.version}-{token}"
-    making.mkdir()
-    try:
-        for network in networks.values():
-            (making / network.file.file).write_bytes(network.data)
-        for path in weight_files(checkpoint, manifest.card):
-            shutil.copyfile(path, making / path.name)
-        encode(making / MANIFEST, manifest)
-        load_bundle(making)
-        target.parent.mkdir(exist_ok=True)
-        _replace(making, target, repository / f".{manifest.card.name}-{manifest.version}-{token}-old")
-    finally:
-        shutil.rmtree(making, ignore_errors=True)
+def _write(making: Path, target: Path, checkpoint: Path, manifest: Manifest) -> Bundle:
+    """Complete the directory that holds the graphs, check it as a server would, then rename it to the target."""
+    for path in weight_files(checkpoint, manifest.card):
+        shutil.copyfile(path, making / path.name)
+    encode(making / MANIFEST, manifest)
+    load_bundle(making)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _replace(making, target, making.with_name("replaced"))
     return Bundle(target, manifest)
 
 
 def _replace(making: Path, target: Path, aside: Path) -> None:
-    """Put a finished directory in place of another one: a rename cannot replace a directory that holds files."""
+    """Put a finished directory in place of another one, which goes `aside`: a rename cannot replace files."""
     if not target.exists():
         making.rename(target)
         return
@@ -251,7 +244,6 @@ def _replace(making: Path, target: Path, aside: Path) -> None:
     except OSError:
         aside.rename(target)
         raise
-    shutil.rmtree(aside)
 
 
 def _processor() -> str:

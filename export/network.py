@@ -13,10 +13,10 @@ import sympy
 from torch import nn
 from torch.export import ExportedProgram
 
-from models.bundle import GraphFile, ModelCard, ParityCheck
+from models.bundle import GraphFile, ModelCard, ParityCheck, sha256_of
 from models.run import networks_of
 
-from . import ExportError
+from . import ExportError, graph_file, weights_file
 from .parity import (
     BATCHES,
     BOUNDS,
@@ -38,13 +38,13 @@ Stage = Callable[[str], None]
 
 @dataclass(frozen=True)
 class ExportedNetwork:
-    """The bytes of a graph, its entry in the manifest, and numbers that the manifest keeps beside it.
+    """A graph's entry in the manifest, and numbers that the manifest keeps beside it.
 
-    threads: the engine settings that batch invariance was measured with.
+    bytes: of its files. threads: the engine settings that batch invariance was measured with.
     """
 
-    data: bytes
     file: GraphFile
+    bytes: int
     nodes: int
     repeated: int
     seconds: float
@@ -61,10 +61,11 @@ def export_network(
     name: str,
     card: ModelCard,
     modules: Mapping[str, nn.Module],
+    directory: Path,
     stage: Stage,
     bounds: Mapping[str, float] = BOUNDS,
 ) -> ExportedNetwork:
-    """Export one network of a card.
+    """Export one network of a card to a directory, which holds nothing of it when that fails but perhaps its weights.
 
     modules: the card's modules by name, eval mode, weights loaded. bounds: largest error by function.
 
@@ -80,11 +81,12 @@ def export_network(
         reference_outputs(network, spec, example)
         program = trace(modules[spec.module], spec, example)
         stage("translating to ONNX")
-        graph = to_onnx(program, spec)
+        file, beside = directory / graph_file(name), directory / weights_file(name)
+        graph = to_onnx(program, spec, beside)
         stage("comparing with torch")
-        file = f"{name}.onnx"
         threads = thread_counts()
-        sessions = [OnnxSession(name, spec, graph.data, count, Path(file)) for count in threads]
+        weights = {beside.name: beside.read_bytes()} if graph.weights else None
+        sessions = [OnnxSession(name, spec, graph.data, count, file, weights) for count in threads]
         bound = bounds[spec.function]
         checks = measure_parity(sessions[0], network, card, spec)
         limit = _largest_traced_batch(program)
@@ -97,15 +99,19 @@ def export_network(
         invariant = all(is_batch_invariant(session, probe) for session in sessions for probe in probes)
     except ExportError as error:
         raise ExportError(f"{card.name}: network {name!r}: {error}") from error
+    file.write_bytes(graph.data)
     entry = GraphFile(
-        file=file,
+        file=file.name,
         sha256=hashlib.sha256(graph.data).hexdigest(),
+        weights=beside.name if graph.weights else None,
+        weights_sha256=sha256_of(beside) if graph.weights else None,
         opset=OPSET,
         bound=bound,
         parity=checks,
         batch_invariant=invariant,
     )
-    return ExportedNetwork(graph.data, entry, graph.nodes, graph.repeated, time.perf_counter() - started, threads)
+    size = len(graph.data) + (beside.stat().st_size if graph.weights else 0)
+    return ExportedNetwork(entry, size, graph.nodes, graph.repeated, time.perf_counter() - started, threads)
 
 
 def _hold_to_bound(checks: tuple[ParityCheck, ...], bound: float) -> None:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnx_ir
 import torch
 from onnx import numpy_helper
+from safetensors.numpy import save_file
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
@@ -26,19 +32,32 @@ from .trace import LITERAL_ELEMENTS
 OPSET = 20
 ROWS = "rows"
 """Name of the dynamic batch axis of every input and output."""
+INLINE_BYTES = 1 << 30
+"""A graph with more weights than this has them in a file beside it: an ONNX file is one protobuf message, which ends at
+2 GiB, and is read as a whole."""
+
+Array = npt.NDArray[Any]
+NONE: Mapping[str, Array] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class Graph:
-    """An ONNX model in memory. repeated: bytes of weights that it holds in more than one layout."""
+    """An ONNX model in memory.
+
+    weights: those that a large one has in the file beside it, by name. repeated: bytes of weights that there are in
+    more than one layout.
+    """
 
     data: bytes
+    weights: Mapping[str, Array]
     nodes: int
     repeated: int
 
 
-def to_onnx(program: ExportedProgram, spec: NetworkSpec) -> Graph:
+def to_onnx(program: ExportedProgram, spec: NetworkSpec, beside: Path) -> Graph:
     """Translate a traced network; inputs and outputs get the names and the order of `spec`.
+
+    beside: the safetensors file that is written where the weights are too large for the graph.
 
     Raises:
         ExportError: an operator has no translation, or the graph holds a tensor that is no weight.
@@ -57,12 +76,59 @@ def to_onnx(program: ExportedProgram, spec: NetworkSpec) -> Graph:
             raise ExportError(f"no ONNX translation: {_first_cause(error)}") from error
         if exported is None:
             raise ExportError("torch.onnx.export returned nothing")
+        weights = _take_out(exported.model, beside)
         model = exported.model_proto
     _strip(model)
     _name_interface(model, names, outputs)
-    repeated = check_constants(model, program)
-    onnx.checker.check_model(model)
-    return Graph(data=model.SerializeToString(deterministic=True), nodes=len(model.graph.node), repeated=repeated)
+    repeated = check_constants(model, program, weights)
+    onnx.checker.check_model(_with_weights_as_inputs(model, weights))
+    return Graph(model.SerializeToString(deterministic=True), weights, len(model.graph.node), repeated)
+
+
+def _take_out(model: onnx_ir.Model, beside: Path) -> dict[str, Array]:
+    """Write the weights of a large graph to the file beside it, and leave in the graph where in that file they are.
+
+    That is ONNX's external data, by the name of a file in the same directory.
+    """
+    tensors = {name: value.const_value for name, value in model.graph.initializers.items() if value.const_value}
+    if sum(tensor.nbytes for tensor in tensors.values()) <= INLINE_BYTES:
+        return {}
+    large = {name: tensor.numpy() for name, tensor in tensors.items() if tensor.size > LITERAL_ELEMENTS}
+    weights = {name: np.ascontiguousarray(array) for name, array in large.items()}  # the file takes no views
+    save_file(weights, beside)
+    for name, (begin, end) in _places(beside).items():
+        tensor = tensors[name]
+        model.graph.initializers[name].const_value = onnx_ir.ExternalTensor(
+            beside.name, begin, end - begin, tensor.dtype, shape=onnx_ir.Shape(tensor.shape.numpy()), name=name
+        )
+    return weights
+
+
+def _places(path: Path) -> dict[str, tuple[int, int]]:
+    """Where in a safetensors file each tensor begins and ends: behind 8 bytes with the header's length, and that."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    offsets = {name: entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"}
+    return {name: (8 + length + begin, 8 + length + end) for name, (begin, end) in offsets.items()}
+
+
+def _with_weights_as_inputs(model: onnx.ModelProto, weights: Iterable[str]) -> onnx.ModelProto:
+    """The model as it can be checked without the file beside it."""
+    outside = set(weights)
+    if not outside:
+        return model
+    checked = onnx.ModelProto()
+    checked.CopyFrom(model)
+    inside = [tensor for tensor in model.graph.initializer if tensor.name not in outside]
+    del checked.graph.initializer[:]
+    checked.graph.initializer.extend(inside)
+    checked.graph.input.extend(
+        onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        for tensor in model.graph.initializer
+        if tensor.name in outside
+    )
+    return checked
 
 
 def _first_cause(error: BaseException) -> str:
@@ -103,8 +169,10 @@ def _name_interface(model: onnx.ModelProto, inputs: list[str], outputs: list[str
         first.dim_param = ROWS
 
 
-def check_constants(model: onnx.ModelProto, program: ExportedProgram) -> int:
+def check_constants(model: onnx.ModelProto, program: ExportedProgram, weights: Mapping[str, Array] = NONE) -> int:
     """Hold every constant of the graph against the weights; returns the bytes of weights held twice.
+
+    weights: constants that are in the file beside the graph.
 
     Traced graphs are known to bake values in, a gradient above all, and such a graph agrees with torch
     at the traced input. So each constant of floating-point numbers must be a weight in any layout, a value
@@ -117,7 +185,7 @@ def check_constants(model: onnx.ModelProto, program: ExportedProgram) -> int:
     known = _KnownValues(program)
     seen: set[str] = set()
     repeated = 0
-    for name, array in _constants(model.graph):
+    for name, array in chain(weights.items(), _constants(model.graph)):
         # Whole numbers are shapes and index tables, which the exporter makes by itself.
         if array.dtype.kind != "f" or array.size <= LITERAL_ELEMENTS or np.all(array == array.flat[0]):
             continue
@@ -141,8 +209,10 @@ class _KnownValues:
         self._by_size: dict[int, list[npt.NDArray[Any]]] = {}
         for array in _derived_from_weights(program):
             values = np.sort(array, axis=None)
-            self._digests.add(_digest(values))
-            self._by_size.setdefault(values.size, []).append(values)
+            digest = _digest(values)
+            if digest not in self._digests:  # else a weight in another layout, which may take a gigabyte
+                self._digests.add(digest)
+                self._by_size.setdefault(values.size, []).append(values)
 
     def holds(self, values: npt.NDArray[Any]) -> bool:
         """values: sorted. A weight is found exactly, what was computed from literals (a table of frequencies) to
@@ -160,7 +230,8 @@ def _digest(values: npt.NDArray[Any]) -> str:
 def _constants(graph: onnx.GraphProto) -> Iterator[tuple[str, npt.NDArray[Any]]]:
     """Initializers and tensor attributes of a graph and of the graphs inside it."""
     for tensor in graph.initializer:
-        yield tensor.name, numpy_helper.to_array(tensor)
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            yield tensor.name, numpy_helper.to_array(tensor)
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.TENSOR:

@@ -1,7 +1,8 @@
 """The bundle: what is deployed, and the schema of its manifest.
 
 A bundle is a directory `REPOSITORY/NAME/VERSION/` that holds `manifest.json`, one ONNX file per
-network and the float32 weights (safetensors) of the modules they were traced from.
+network (a large one with its weights in a file of their own) and the float32 weights (safetensors) of
+the modules they were traced from.
 The manifest is validated on load and every file must match its SHA-256, so a truncated copy or an
 edited weight file is refused before the server says that it is ready.
 
@@ -289,10 +290,13 @@ class GraphFile(_Strict, frozen=True, kw_only=True):
     """The exported form of one network, with what was measured when it was exported.
 
     `batch_invariant` says whether the engine returned the same bytes for a row alone and in batches.
+    `weights` is the safetensors file that holds a large graph's weights, as ONNX's external data.
     """
 
     file: FileName
     sha256: Sha256
+    weights: FileName | None = None
+    weights_sha256: Sha256 | None = None
     precision: Literal["float32", "float16", "bfloat16"] = "float32"
     opset: int
     bound: float
@@ -302,6 +306,10 @@ class GraphFile(_Strict, frozen=True, kw_only=True):
     @property
     def worst(self) -> float:
         return max(check.error for check in self.parity)
+
+    def __post_init__(self) -> None:
+        if (self.weights is None) != (self.weights_sha256 is None):
+            raise ValueError("weights and weights_sha256 go together")
 
 
 class Manifest(_Strict, frozen=True, kw_only=True):
@@ -329,6 +337,18 @@ class Bundle(Struct, frozen=True):
 
     def graph_path(self, network: str) -> Path:
         return self.directory / self.manifest.graphs[network].file
+
+    def graph_weights_path(self, network: str) -> Path | None:
+        """Where the weights of a large graph are; None where the graph holds them itself."""
+        weights = self.manifest.graphs[network].weights
+        return None if weights is None else self.directory / weights
+
+    def graph_files(self) -> dict[Path, str]:
+        """The files of all graphs, and their SHA-256."""
+        graphs = self.manifest.graphs.values()
+        files = [(graph.file, graph.sha256) for graph in graphs]
+        files += [(graph.weights, graph.weights_sha256) for graph in graphs if graph.weights and graph.weights_sha256]
+        return {self.directory / name: sha256 for name, sha256 in files}
 
 
 def sha256_of(path: Path) -> str:
@@ -387,10 +407,7 @@ def load_bundle(directory: Path) -> Bundle:
     _confine(directory, directory / MANIFEST)
     manifest = decode(directory / MANIFEST, Manifest)
     bundle = Bundle(directory, manifest)
-    for name, graph in manifest.graphs.items():
-        _confine(directory, bundle.graph_path(name))
-        verify_file(bundle.graph_path(name), graph.sha256)
-    for path, sha256 in weight_files(directory, manifest.card).items():
+    for path, sha256 in (bundle.graph_files() | weight_files(directory, manifest.card)).items():
         _confine(directory, path)
         verify_file(path, sha256)
     return bundle

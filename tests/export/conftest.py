@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import export.to_onnx
 import models.networks
 from export.bundle_writer import export_checkpoint
 from models.bundle import Bundle
@@ -40,6 +41,14 @@ def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle
     outcome = export_checkpoint(checkpoint, tmp_path_factory.mktemp("repository"))
     assert outcome.fresh
     return outcome.bundle
+
+
+@pytest.fixture(scope="session")
+def large_bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The same, exported as if its graphs were too large for one file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export.to_onnx, "INLINE_BYTES", 0)
+        return export_checkpoint(checkpoint, tmp_path_factory.mktemp("large")).bundle
 
 
 @pytest.fixture

@@ -122,6 +122,9 @@ def test_weight_gradients_are_refused():
         group_norm_backward(ones, ones, ones, ones, ones, 1, 1, 1, 1, mask)
 
 
+BESIDE = Path("no-graph-here-is-large.safetensors")
+
+
 def example(spec: NetworkSpec, rows: int = 3) -> dict[str, torch.Tensor]:
     draws = {
         "sample": torch.randn(rows, *tiny.IMAGE),
@@ -133,7 +136,7 @@ def example(spec: NetworkSpec, rows: int = 3) -> dict[str, torch.Tensor]:
 
 def session_of(name: str, spec: NetworkSpec) -> tuple[torch.nn.Module, Graph, OnnxSession]:
     module = tiny.network(name)
-    graph = to_onnx(trace(module, spec, example(spec)), spec)
+    graph = to_onnx(trace(module, spec, example(spec)), spec, BESIDE)
     return module, graph, OnnxSession(name, spec, graph.data, 1, Path("graph.onnx"))
 
 
@@ -197,7 +200,7 @@ def test_a_constant_put_into_the_model_is_refused():
     """The guard on the finished model finds a constant that the traced program does not explain."""
     spec = tiny.forward_spec("scale")
     program = trace(tiny.network("scale"), spec, example(spec))
-    model = onnx.load_from_string(to_onnx(program, spec).data)
+    model = onnx.load_from_string(to_onnx(program, spec, BESIDE).data)
     check_constants(model, program)
     weight = next(tensor for tensor in model.graph.initializer if list(tensor.dims)[-2:] == [8, 8])
     values = onnx.numpy_helper.to_array(weight).copy()
@@ -212,4 +215,4 @@ def test_an_operator_without_translation_is_named():
     spec = tiny.forward_spec("unsupported")
     program = trace(tiny.network("unsupported"), spec, example(spec))
     with pytest.raises(ExportError, match=r"no ONNX translation.*bessel_k0"):
-        to_onnx(program, spec)
+        to_onnx(program, spec, BESIDE)
