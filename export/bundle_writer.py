@@ -219,6 +219,7 @@ def _details(network: ExportedNetwork) -> dict[str, Any]:
         "repeated_weight_bytes": network.repeated,
         "seconds": round(network.seconds, 1),
         "batch_invariance_threads": list(network.threads),
+        "batch_invariance_rows": network.rows,
     }
 
 

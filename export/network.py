@@ -18,12 +18,12 @@ from models.run import networks_of
 
 from . import ExportError, graph_file, weights_file
 from .parity import (
-    BATCHES,
     BOUNDS,
     SEEDS,
     draw_inputs,
     is_batch_invariant,
     measure_parity,
+    probe_rows,
     probe_seeds,
     reference_outputs,
 )
@@ -40,7 +40,7 @@ Stage = Callable[[str], None]
 class ExportedNetwork:
     """A graph's entry in the manifest, and numbers that the manifest keeps beside it.
 
-    bytes: of its files. threads: the engine settings that batch invariance was measured with.
+    bytes: of its files. threads, rows: the engine settings, and the most rows, that batch invariance was measured with.
     """
 
     file: GraphFile
@@ -49,6 +49,7 @@ class ExportedNetwork:
     repeated: int
     seconds: float
     threads: tuple[int, ...]
+    rows: int
 
 
 def thread_counts() -> tuple[int, ...]:
@@ -95,7 +96,8 @@ def export_network(
             checks += measure_parity(sessions[0], network, card, spec, rows=[limit + 1], seeds=SEEDS[:1])
         _hold_to_bound(checks, bound)
         stage("measuring batch invariance")
-        probes = [draw_inputs(card, spec, max(BATCHES), seed) for seed in probe_seeds(spec)]
+        rows = probe_rows(sessions[0], example)
+        probes = [draw_inputs(card, spec, rows, seed) for seed in probe_seeds(spec)]
         invariant = all(is_batch_invariant(session, probe) for session in sessions for probe in probes)
     except ExportError as error:
         raise ExportError(f"{card.name}: network {name!r}: {error}") from error
@@ -111,7 +113,7 @@ def export_network(
         batch_invariant=invariant,
     )
     size = len(graph.data) + (beside.stat().st_size if graph.weights else 0)
-    return ExportedNetwork(entry, size, graph.nodes, graph.repeated, time.perf_counter() - started, threads)
+    return ExportedNetwork(entry, size, graph.nodes, graph.repeated, time.perf_counter() - started, threads, rows)
 
 
 def _hold_to_bound(checks: tuple[ParityCheck, ...], bound: float) -> None:

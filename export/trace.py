@@ -7,7 +7,9 @@ backward pass runs, which leaves an ordinary forward graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -46,17 +48,39 @@ def trace(module: nn.Module, spec: NetworkSpec, example: Mapping[str, Tensor]) -
         return torch.export.export(
             traced, tuple(inputs.values()), dynamic_shapes=tuple({0: Dim.DYNAMIC} for _ in inputs)
         )
-    program = torch.export.export(
-        module,
-        (),
-        kwargs=inputs,
-        dynamic_shapes={name: {0: Dim.DYNAMIC} for name in inputs},
-        # diffusers' U-Net asks whether the batch is larger than 63 (a memory format, no change of values).
-        # A branch on the batch becomes an assertion, which ONNX drops; `parity` measures beyond it.
-        prefer_deferred_runtime_asserts_over_guards=True,
-    )
+    with _explicit_arguments(module, list(inputs)):
+        program = torch.export.export(
+            module,
+            (),
+            kwargs=inputs,
+            dynamic_shapes={name: {0: Dim.DYNAMIC} for name in inputs},
+            # diffusers' U-Net asks whether the batch is larger than 63 (a memory format, no change of values).
+            # A branch on the batch becomes an assertion, which ONNX drops; `parity` measures beyond it.
+            prefer_deferred_runtime_asserts_over_guards=True,
+        )
     _check_tensors(program.constants, dict(_weights(module)))
     return program
+
+
+@contextmanager
+def _explicit_arguments(module: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """Let `forward(**others)` look as if it named its arguments: torch.export takes no dynamic shapes of others."""
+    forward = module.forward
+    if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in inspect.signature(forward).parameters.values()):
+        yield
+        return
+
+    def named(*values: Tensor, **others: Tensor) -> Any:
+        return forward(**dict(zip(names, values, strict=False)), **others)
+
+    named.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+    )
+    module.forward = named
+    try:
+        yield
+    finally:
+        del module.forward
 
 
 def _trace_gradient(module: nn.Module, gradients: Sequence[str], inputs: Mapping[str, Tensor]) -> fx.GraphModule:

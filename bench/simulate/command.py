@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -270,10 +270,14 @@ def _show_costs(costs: Costs, console: Console) -> None:
         f" + {1e3 * costs.sample.row:.3f} a row,"
         f" score {1e3 * (costs.score.receive + costs.score.answer):.2f} + {1e3 * costs.score.row:.3f};"
         f" between batches {1e3 * costs.between:.2f}, after a pause {1e3 * costs.wake:.2f},"
-        f" on the way {1e3 * sum(costs.delays) / len(costs.delays):.2f};"
+        f" on the way {_mean_ms(costs.delays):.2f}, past a busy device {_mean_ms(costs.busy_delays):.2f};"
         f" interference {costs.interference:.2f};"
         f" spells {min(costs.spells):.2f} to {max(costs.spells):.2f}"
     )
+
+
+def _mean_ms(values: Sequence[float]) -> float:
+    return 1e3 * sum(values) / max(1, len(values))
 
 
 def _limits(options: argparse.Namespace) -> Limits:

@@ -84,7 +84,8 @@ class Costs(Struct, frozen=True, forbid_unknown_fields=True):
 
     steps: of every network and kind of update that requests use. sample, score: the host's work on a request.
     between: from the end of a batch to the start of the next one, where rows wait. wake: by how much the first step
-    after a pause is longer. delays: what else a request takes on its way there and back, one of them for each.
+    after a pause is longer. delays: what else a request takes on its way there and back, one of them for each;
+    busy_delays: the same while the device runs, which the way shares the machine with (empty: no different).
     interference: by how much the device's work takes longer for a second of the host's beside it, as both are threads
     of one process, and share its lock and the machine's cores.
     spells: by what factor the machine's steps are longer than on average, in stretches of `spell_seconds` that followed
@@ -98,6 +99,7 @@ class Costs(Struct, frozen=True, forbid_unknown_fields=True):
     between: float = 0.0
     wake: float = 0.0
     delays: tuple[float, ...] = (0.0,)
+    busy_delays: tuple[float, ...] = ()
     interference: float = 0.0
     spells: tuple[float, ...] = (1.0,)
     spell_seconds: float = 1.0
@@ -113,6 +115,7 @@ class Costs(Struct, frozen=True, forbid_unknown_fields=True):
         for name in ("between", "wake", "interference"):
             _check_not_negative(name, getattr(self, name))
         _check_not_negative("delays", *self.delays)
+        _check_not_negative("busy_delays", *self.busy_delays)
         if not self.spells:
             raise ValueError("spells: must hold at least one value")
         _check_positive("spells", *self.spells)

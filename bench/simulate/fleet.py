@@ -97,7 +97,7 @@ class Run:
 class _Ticket:
     """One request on its way."""
 
-    __slots__ = ("_flight", "call", "deadline", "delay", "index", "reason", "replica", "router", "seed")
+    __slots__ = ("_flight", "call", "deadline", "index", "luck", "reason", "replica", "router", "seed")
 
     def __init__(self, flight: _Flight, index: int, call: CompiledCall, deadline: float | None) -> None:
         self._flight = flight
@@ -106,12 +106,13 @@ class _Ticket:
         self.deadline = deadline
         self.router: Router
         self.replica = 0
-        self.delay = 0.0
+        self.luck = 0.0
         self.reason = OK
 
     def leave(self, reason: str) -> None:
         self.reason = reason
-        self._flight.agenda.at(self._flight.agenda.now + self.delay, self._flight.answered, self)
+        flight = self._flight
+        flight.agenda.at(flight.agenda.now + flight.way(self), flight.answered, self)
 
 
 class _Flight:
@@ -129,7 +130,9 @@ class _Flight:
         self.agenda = Agenda()
         self._calls = calls
         self._timeouts = [timeout if call.timeout is None else call.timeout for call in calls]
-        self._delays = [delay / 2.0 for delay in fleet.costs.delays]
+        # Sorted, so that who is lucky on an idle server's way is so on a busy one's.
+        self._idle_ways = sorted(delay / 2.0 for delay in fleet.costs.delays)
+        self._busy_ways = sorted(delay / 2.0 for delay in fleet.costs.busy_delays) or self._idle_ways
         self._rng = random.Random(seed)
         self.latency: list[float | None] = [None] * len(schedule)
         self.reason = [0] * len(schedule)
@@ -167,8 +170,13 @@ class _Flight:
         ticket.replica = replica = ticket.router.pick(call)
         if self._work:
             self._work[replica].sent(call)
-        ticket.delay = self._delays[int(rng.random() * len(self._delays))]
-        agenda.at(agenda.now + ticket.delay, self.replicas[replica].receive, ticket)
+        ticket.luck = rng.random()
+        agenda.at(agenda.now + self.way(ticket), self.replicas[replica].receive, ticket)
+
+    def way(self, ticket: _Ticket) -> float:
+        """Seconds to the ticket's replica, or back from it, as it is now."""
+        ways = self._busy_ways if self.replicas[ticket.replica].busy else self._idle_ways
+        return ways[int(ticket.luck * len(ways))]
 
     def answered(self, ticket: _Ticket) -> None:
         """An answer is back where the request came from."""

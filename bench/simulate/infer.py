@@ -43,22 +43,22 @@ class Sort:
         return self.probes.host / len(self.probes.requests)
 
 
-def costs_of(alone: Sequence[Sort], crowds: Sequence[Sort]) -> Costs:
+def costs_of(alone: Sequence[Sort], crowds: Sequence[Sort], beside: Sequence[Sort] = ()) -> Costs:
     """The costs by which these probes took what they took.
 
     alone: of one client, of every kind at every size. crowds: of one of these kinds at its smallest, of many clients.
+    beside: of one client, while others kept the device busy.
     """
     alone = _together(alone)
     wake, means = _steps_and_wake(alone)
-    spells = _Spells.of([(r.ended, share) for s in alone for r, share in _shares(s, wake, means)])
+    spells = _Spells.of([(r.ended, took, expected) for s in alone for r, took, expected in _taken(s, wake, means)])
     steps = _step_costs(alone, wake, means, spells)
     between = _between(smallest(alone))
     sample, score = _host_costs(alone, crowds)
-    delays = []
-    for found in smallest(alone):
-        host = score if found.kind.call is Call.SCORE else sample
-        known = host.receive + host.answer + host.row + between * found.steps
-        delays += [max(0.0, r.latency - r.compute - known) for r in found.probes.requests]
+    ways = [
+        [way for found in sorts for way in _ways(found, score if found.kind.call is Call.SCORE else sample, between)]
+        for sorts in (smallest(alone), beside)
+    ]
     tables = {step.group: StepTable(step) for step in steps}
     held_up = statistics.median(_interference(crowd, tables, between) for crowd in crowds)
     return Costs(
@@ -69,7 +69,8 @@ def costs_of(alone: Sequence[Sort], crowds: Sequence[Sort]) -> Costs:
         wake=round(wake, ROUND),
         spells=tuple(round(factor, 4) for factor in spells.factors),
         spell_seconds=SPELL_SECONDS,
-        delays=_some(delays),
+        delays=_some(ways[0]),
+        busy_delays=_some(ways[1]),
         interference=round(held_up, 3),
     )
 
@@ -113,23 +114,29 @@ def _step_costs(
         shortest = min((s for s in alone if s.rows == rows and group in s.lines), key=lambda s: s.steps)
         # The fit may find nothing for a group that comes only with others; it must take some time nonetheless.
         mean = mean or shortest.compute / shortest.steps / 100
-        shares = [share / spells.at(r.ended) for r, share in _shares(shortest, wake, means)]
-        found.setdefault(group, {})[rows] = _some([mean * share for share in shares])
+        taken = [took / expected / spells.at(r.ended) for r, took, expected in _taken(shortest, wake, means)]
+        found.setdefault(group, {})[rows] = _some([mean * share for share in taken])
     return tuple(
         StepCost(*group, rows=tuple(sorted(sizes)), seconds=tuple(sizes[rows] for rows in sorted(sizes)))
         for group, sizes in sorted(found.items())
     )
 
 
-def _shares(found: Sort, wake: float, means: Mapping[tuple[Group, int], float]) -> Iterator[tuple[Probed, float]]:
-    """What the steps of each request took, over what they were to take."""
+def _ways(found: Sort, host: HostCost, between: float) -> list[float]:
+    """What requests took besides their wait for the device, their batches and the host's work."""
+    known = host.receive + host.answer + host.row + between * found.steps
+    return [max(0.0, r.latency - r.queue - r.compute - known) for r in found.probes.requests]
+
+
+def _taken(found: Sort, wake: float, means: Mapping[tuple[Group, int], float]) -> Iterator[tuple[Probed, float, float]]:
+    """What the steps of each request took, and what they were to take."""
     expected = sum(steps * means[group, found.rows] for group, steps in found.lines.items())
     if expected <= 0:  # a few noisy probes can leave nothing for the steps: no share can be told then
         return
     for request in found.probes.requests:
         # One that took less than the pause and half of its steps says that there was no pause before it.
         paused = wake if request.compute > wake + expected / 2 else 0.0
-        yield request, (request.compute - paused) / expected
+        yield request, request.compute - paused, expected
 
 
 class _Spells:
@@ -144,14 +151,19 @@ class _Spells:
         self.factors = tuple(factors[stretch] for stretch in sorted(factors))
 
     @classmethod
-    def of(cls, shares: Sequence[tuple[float, float]]) -> _Spells:
-        """shares: when a request ended, and what it took over what it was to take."""
-        stretches: dict[int, list[float]] = {}
-        for ended, share in shares:
-            stretches.setdefault(int(ended / SPELL_SECONDS), []).append(share)
-        means = {stretch: statistics.mean(values) for stretch, values in stretches.items()}
-        whole = statistics.mean(means.values())
-        return cls({stretch: mean / whole for stretch, mean in means.items()})
+    def of(cls, taken: Sequence[tuple[float, float, float]]) -> _Spells:
+        """taken: when a request ended, what its steps took, and what they were to take.
+
+        A stretch's factor is of all its time: by requests, one hiccup in a step of half a millisecond would make it
+        look as if a step of fifty took ten times as long.
+        """
+        stretches: dict[int, tuple[float, float]] = {}
+        for ended, took, expected in taken:
+            before = stretches.get(int(ended / SPELL_SECONDS), (0.0, 0.0))
+            stretches[int(ended / SPELL_SECONDS)] = before[0] + took, before[1] + expected
+        factors = {stretch: took / expected for stretch, (took, expected) in stretches.items()}
+        whole = statistics.mean(factors.values())
+        return cls({stretch: factor / whole for stretch, factor in factors.items()})
 
     def at(self, when: float) -> float:
         return self._factors[int(when / SPELL_SECONDS)]

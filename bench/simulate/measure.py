@@ -1,7 +1,8 @@
-"""Measures the costs of a real server: by probes of one client alone, and of several at once.
+"""Measures the costs of a real server: by probes of one client alone, of several at once, and of one beside others.
 
 One client alone sees an idle server: what steps of so many rows take, what comes between them, and how long a request
-travels. Several at once see by how much the host's work holds the device up (`Costs.interference`).
+travels. Several at once see by how much the host's work holds the device up (`Costs.interference`). One whose short
+requests run beside a few long ones sees how long the way is while the device runs (`Costs.busy_delays`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from .traffic import compile_call
 
 CLIENTS = (8, 16)
 """Clients of the probes that are to keep the device busy."""
+
+OTHERS = 2
+"""Clients whose long requests keep the device running beside the probes that go past them."""
 
 LONGER = 8
 """Steps of the longer program by which a sampler is probed, or what comes nearest to it."""
@@ -64,6 +68,7 @@ class Meter:
         self._sorts = [(kind, rows) for kind in kinds for rows in plan.rows if rows >= width_of(kind)]
         self._alone: list[Sort] = []
         self._crowds: list[Sort] = []
+        self._beside: list[Sort] = []
 
     def measure(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
         """Send all rounds of probes. progress: probes done, of how many.
@@ -75,7 +80,7 @@ class Meter:
         asyncio.run(self._rounds(progress))
 
     async def _rounds(self, progress: Callable[[int, int], None]) -> None:
-        done, total = 0, self._plan.rounds * (len(self._sorts) + len(CLIENTS))
+        done, total = 0, self._plan.rounds * (len(self._sorts) + len(CLIENTS) + 1)
         async with NativeTarget(self._address) as target:
             for _ in range(self._plan.rounds):
                 for kind, rows in self._sorts:
@@ -86,10 +91,22 @@ class Meter:
                     rows = width_of(shortest)
                     self._crowds.append(await self._probe(target, shortest, rows, clients, 4 * self._plan.seconds))
                     progress(done := done + 1, total)
+                self._beside.append(await self._past_others(target, shortest))
+                progress(done := done + 1, total)
+
+    async def _past_others(self, target: NativeTarget, kind: Kind) -> Sort:
+        """Probes of one client beside the longest program of the mix, in batches of middling size."""
+        rows = self._plan.rows[len(self._plan.rows) // 2]
+        longest = max((found for found in self._alone if found.rows == rows), key=lambda found: found.compute).kind
+        seconds = 8 * self._plan.seconds
+        others = asyncio.create_task(self._probe(target, longest, rows, OTHERS, 1.5 * seconds))
+        found = await self._probe(target, kind, width_of(kind), 1, seconds)
+        await others
+        return found
 
     def costs(self) -> Costs:
         """What follows from all probes so far."""
-        return costs_of(self._alone, self._crowds)
+        return costs_of(self._alone, self._crowds, self._beside)
 
     async def _probe(self, target: NativeTarget, kind: Kind, rows: int, clients: int, seconds: float) -> Sort:
         call = compile_call(kind, self._cards, None)

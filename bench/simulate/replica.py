@@ -109,6 +109,11 @@ class Replica:
         self._until = 0.0
         self._host_worked = 0.0
 
+    @property
+    def busy(self) -> bool:
+        """Whether its device has work."""
+        return not self.batcher.idle
+
     def receive(self, ticket: Ticket) -> None:
         """A request has reached the server."""
         agenda = self._agenda

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from export import ExportError
-from export.parity import draw_inputs, is_batch_invariant, measure_parity, probe_seeds, reference_outputs
+from export import ExportError, parity
+from export.parity import draw_inputs, is_batch_invariant, measure_parity, probe_rows, probe_seeds, reference_outputs
 from models.bundle import NetworkSpec, TensorSpec
 
 from . import tiny
@@ -94,6 +95,15 @@ def test_inputs_are_drawn_as_served():
 def test_batch_invariance(function, expected):
     """A row must give the same bits alone and in company: size, neighbours and place must not matter."""
     assert is_batch_invariant(Computed(function), {"sample": torch.randn(32, 1, 8, 8)}) is expected
+    assert is_batch_invariant(Computed(function), {"sample": torch.randn(8, 1, 8, 8)}) is expected
+
+
+def test_a_slow_network_is_tried_with_fewer_rows(monkeypatch: pytest.MonkeyPatch):
+    """By the clock: at 0.1 s a row with 32, at 0.3 s with 8."""
+    for seconds, rows in ((0.1, 32), (0.3, 8)):
+        now = iter((10.0, 10.0 + seconds))
+        monkeypatch.setattr(parity, "time", SimpleNamespace(perf_counter=lambda now=now: next(now)))
+        assert probe_rows(Computed(lambda x: x), {"sample": torch.randn(3, 1, 8, 8)}) == rows
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,12 @@ def test_the_way_takes_half_of_a_delay_each():
     assert latencies(0.0, delays=(0.4,)) == pytest.approx([1.4])
 
 
+def test_the_way_past_a_busy_device_takes_its_own_time():
+    """The second request sets out while the first one's step runs, the first comes back past the second one's."""
+    way = {"delays": (0.2,), "busy_delays": (0.6,)}
+    assert latencies(0.0, 0.5, **way, limits={"max_batch_rows": 1}) == pytest.approx([0.1 + 1.0 + 0.3, 2.2 - 0.5])
+
+
 def test_the_host_handles_one_call_at_a_time():
     """Two requests at once: the second is received after the first, and answered after it."""
     host = HostCost(receive=0.1, answer=0.2)

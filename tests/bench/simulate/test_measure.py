@@ -73,6 +73,28 @@ def test_costs_are_found_again(noise, within):
     assert found.interference == pytest.approx(INTERFERENCE, rel=3 * within)
 
 
+def test_the_way_past_a_busy_device_is_told_from_the_wait_for_it():
+    """Requests that waited and rode beside others were longer on the way by what is left."""
+    known = HOST + ROW + BETWEEN
+    past = [Probed(0.03 + 0.05 + known + way, 0.03, 0.05, 0.09, 9.0) for way in (0.003, 0.005)]
+    kind = Kind("ddim:1", 1.0, Call.SAMPLE, "ddim", "a", {"steps": 1})
+    sorts = [alone(lines, rows, random.Random(0), 0.0) for lines in ({NET: 1}, {NET: 8}) for rows in SIZES]
+    found = costs_of(sorts, [crowd(8, 1), crowd(2, 1)], [Sort(kind, 1, {NET: 1}, Probes(past, 1.0, 0.1))])
+    assert found.busy_delays == pytest.approx([0.003, 0.005], abs=1e-5)
+
+
+def test_a_hiccup_in_a_short_step_makes_no_slow_spell_of_long_ones():
+    """A stretch of 50 ms steps and one of half a millisecond that took ten times as long is about as fast as others."""
+    long, short = {NET: 1}, {OTHER: 1}
+    sorts = []
+    for lines, took in ((long, [0.05] * 40), (short, [0.0005] * 39 + [0.005])):
+        kind = Kind("ddim:1" if lines is long else "short", 1.0, Call.SAMPLE, "ddim", "a", {"steps": 1})
+        ended = [0.05 * i for i in range(40)]
+        requests = [Probed(s, 0.0, s, s, 1.0, at) for s, at in zip(took, ended, strict=True)]
+        sorts.append(Sort(kind, 1, lines, Probes(requests, 2.0, 0.1)))
+    assert max(costs_of(sorts, [crowd(8, 1)]).spells) < 1.05
+
+
 def test_the_spread_of_steps_is_kept():
     """One-step requests that vary by a third give steps that do."""
     values = inferred(0.33, {NET: 1}, {NET: 8}).steps[0].seconds[-1]
