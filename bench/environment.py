@@ -60,6 +60,15 @@ def describe_environment() -> Environment:
     )
 
 
+def stolen_seconds() -> float:
+    """Core seconds since the machine started in which it wanted to run and its host ran others; 0 where not told."""
+    try:
+        _, *ticks = Path("/proc/stat").read_text().partition("\n")[0].split()
+        return int(ticks[7]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return 0.0
+
+
 def _usable_cores() -> float:
     cores = float(len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else float(os.cpu_count() or 1)
     try:

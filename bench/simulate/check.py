@@ -15,6 +15,7 @@ from models.bundle import ModelCard
 from server.config import Limits
 from server.loop.sizes import RowSizes
 
+from ..environment import stolen_seconds
 from ..load.plan import LoadPlan
 from ..load.run import run_load, schedule_of
 from ..metrics_page import read_metrics, total
@@ -74,7 +75,8 @@ class Pair:
 class Comparison:
     """Of one load, or of all of them together. latency: by kind ("all" first), then p50 and p99.
 
-    busy: share of the time that a step ran. batch_rows: of all batches.
+    busy: share of the time that a step ran. batch_rows: of all batches. stolen: cores that the machine's host gave to
+    others during the load, which the simulation knows of from its probes only.
     """
 
     name: str
@@ -83,17 +85,22 @@ class Comparison:
     latency: dict[str, dict[str, Pair]]
     busy: Pair
     batch_rows: Pair
+    stolen: float
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A real load. latency: `(requests,)` seconds, NaN where it failed. busy: device seconds. batches, rows: run."""
+    """A real load.
+
+    latency: `(requests,)` seconds, NaN where it failed. busy: device seconds. batches, rows: run. stolen: core seconds.
+    """
 
     schedule: Schedule
     latency: NDArray[np.float64]
     busy: float
     batches: float
     rows: float
+    stolen: float = 0.0
 
 
 def one_server(costs: Costs, calls: Sequence[CompiledCall], cards: Mapping[str, ModelCard]) -> Fleet:
@@ -131,11 +138,12 @@ def send_load(plan: CheckPlan, rate: float, seed: int, address: str, metrics_add
         TargetError: the server does not answer. MixError: it cannot serve the mix.
     """
     load = LoadPlan(plan.mix, Poisson(rate), plan.duration, plan.warmup, seed, plan.timeout)
-    before = _ran(metrics_address)
+    before, stolen = _ran(metrics_address), stolen_seconds()
     _, outcomes = run_load(load, NativeTarget(address))
+    stolen = stolen_seconds() - stolen
     busy, batches, rows = (b - a for a, b in zip(before, _ran(metrics_address), strict=True))
     latency = np.array([outcome.latency if outcome.ok else np.nan for outcome in outcomes])
-    return Measured(schedule_of(load, parse_mix(plan.mix)), latency, busy, batches, rows)
+    return Measured(schedule_of(load, parse_mix(plan.mix)), latency, busy, batches, rows, stolen)
 
 
 def _ran(metrics_address: str) -> tuple[float, float, float]:
@@ -186,6 +194,7 @@ def compare(
             sum(load.rows for load, _ in loads) / max(1.0, sum(load.batches for load, _ in loads)),
             sum(tally.rows.total() for tally in tallies) / max(1, sum(tally.batches.total() for tally in tallies)),
         ),
+        stolen=sum(load.stolen for load, _ in loads) / whole,
     )
 
 

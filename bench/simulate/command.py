@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -20,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from models.machine import ROOT
 from server.config import ConfigError, Limits
 
-from ..environment import Environment, describe_environment
+from ..environment import Environment, describe_environment, stolen_seconds
 from ..load.plan import DEFAULT_MIX
 from ..mix import parse_mix
 from ..server_process import ServerProcess
@@ -155,8 +156,8 @@ def _measure(options: argparse.Namespace, console: Console) -> int:
     environment = describe_environment()
     with _server(options) as server, _bar(console) as bar:
         meter = Meter(server.address, server.pid, parse_mix(options.mix), cards, plan)
-        _run_probes(meter, bar)
-    costs = _with_source(meter.costs(), options, environment)
+        stolen = _run_probes(meter, bar)
+    costs = _with_source(meter.costs(), options, environment, stolen)
     save_costs(options.costs, costs)
     _show_costs(costs, console)
     console.print(f"wrote {options.costs}")
@@ -178,14 +179,14 @@ def _check(options: argparse.Namespace, console: Console) -> int:
     loads: list[Measured] = []
     with _server(options) as server, _bar(console) as bar:
         meter = Meter(server.address, server.pid, kinds, cards, measure_plan)
-        _run_probes(meter, bar)
+        stolen = _run_probes(meter, bar)
         rate = plan.rate or _rate_for(plan, meter.costs(), cards)
         task = bar.add_task(f"{rate:g} requests/s", total=len(plan.seeds))
         for seed in plan.seeds:
             loads.append(send_load(plan, rate, seed, server.address, server.metrics_address))
             bar.advance(task)
-        _run_probes(meter, bar)
-    costs = _with_source(meter.costs(), options, environment)
+        stolen = (stolen + _run_probes(meter, bar)) / 2.0
+    costs = _with_source(meter.costs(), options, environment, stolen)
     calls = compile_calls(kinds, cards, costs)
     fleet = one_server(costs, calls, cards)
     pairs = [(load, simulate_again(plan, load.schedule, fleet, calls)) for load in loads]
@@ -236,9 +237,12 @@ def _measure_plan(options: argparse.Namespace) -> MeasurePlan:
     return MeasurePlan(rows, options.probe_rounds, options.probe_seconds)
 
 
-def _run_probes(meter: Meter, bar: Progress) -> None:
+def _run_probes(meter: Meter, bar: Progress) -> float:
+    """Measure; returns how many cores the machine's host took from it meanwhile."""
     task = bar.add_task("probes")
+    stolen, began = stolen_seconds(), time.perf_counter()
     meter.measure(lambda done, total: bar.update(task, completed=done, total=total))
+    return (stolen_seconds() - stolen) / (time.perf_counter() - began)
 
 
 def _server(options: argparse.Namespace) -> ServerProcess:
@@ -247,7 +251,7 @@ def _server(options: argparse.Namespace) -> ServerProcess:
     return ServerProcess(options.repository, options.output / "server.log", flags)
 
 
-def _with_source(costs: Costs, options: argparse.Namespace, environment: Environment) -> Costs:
+def _with_source(costs: Costs, options: argparse.Namespace, environment: Environment, stolen: float) -> Costs:
     source = {
         "hardware": environment.cpu,
         "cores": environment.usable_cores,
@@ -255,6 +259,7 @@ def _with_source(costs: Costs, options: argparse.Namespace, environment: Environ
         "commit": environment.commit[:10],
         "time": environment.time,
         "load": f"{environment.load_average[0]:.1f}",
+        "stolen": f"{stolen:.3f}",
     }
     return msgspec.structs.replace(costs, source=source)
 

@@ -115,7 +115,7 @@ def _step_costs(
         # The fit may find nothing for a group that comes only with others; it must take some time nonetheless.
         mean = mean or shortest.compute / shortest.steps / 100
         taken = [took / expected / spells.at(r.ended) for r, took, expected in _taken(shortest, wake, means)]
-        found.setdefault(group, {})[rows] = _some([mean * share for share in taken])
+        found.setdefault(group, {})[rows] = _some([mean * share for share in taken] or [mean])
     return tuple(
         StepCost(*group, rows=tuple(sorted(sizes)), seconds=tuple(sizes[rows] for rows in sorted(sizes)))
         for group, sizes in sorted(found.items())

@@ -193,6 +193,8 @@ def write_check(
         "",
         f"Mix `{mix}` at {rate:g} requests/s, {environment.line()}, {environment.time}.",
         "The same arrivals and kinds; costs were measured before and after the load, not in it.",
+        f"While they were, the host took {costs['stolen']} cores from the machine. A load that lost more or less is no"
+        " check of the simulation.",
         "",
         *_markdown(comparison_rows(comparisons)),
         "",
@@ -204,11 +206,11 @@ def write_check(
 
 def busy_rows(comparisons: Sequence[Comparison]) -> tuple[tuple[str, ...], Rows]:
     """Head and lines of the table of what the device did."""
-    head = ("load", "requests", "failed", "busy real", "simulated", "rows a batch real", "simulated")
+    head = ("load", "requests", "failed", "busy real", "simulated", "rows a batch real", "simulated", "cores stolen")
     rows = [
         (
             *(c.name, str(c.sent), str(c.failed), f"{c.busy.real:.1%}", f"{c.busy.simulated:.1%}"),
-            *(f"{c.batch_rows.real:.2f}", f"{c.batch_rows.simulated:.2f}"),
+            *(f"{c.batch_rows.real:.2f}", f"{c.batch_rows.simulated:.2f}", f"{c.stolen:.3f}"),
         )
         for c in comparisons
     ]

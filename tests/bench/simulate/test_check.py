@@ -20,7 +20,9 @@ def load(seed: int, factor: float = 1.0) -> Measured:
     schedule = Poisson(2.0).schedule(PLAN.warmup + PLAN.duration, [1.0, 0.5], seed)
     run = simulate(SERVER, CALLS, schedule, duration=55.0, seed=seed)
     tally = run.tally
-    return Measured(schedule, factor * run.latency, tally.busy[0], tally.batches.total(), tally.rows.total())
+    return Measured(
+        schedule, factor * run.latency, tally.busy[0], tally.batches.total(), tally.rows.total(), 5.5 * seed
+    )
 
 
 def test_a_server_that_is_the_simulation_agrees_with_it():
@@ -34,6 +36,7 @@ def test_a_server_that_is_the_simulation_agrees_with_it():
     assert found.busy.ratio == pytest.approx(1.0, abs=0.05)
     assert found.batch_rows.ratio == pytest.approx(1.0, abs=0.05)
     assert found.failed == 0
+    assert found.stolen == pytest.approx((5.5 + 11.0) / 110.0)
     assert found.sent == sum(int((m.schedule.at >= PLAN.warmup).sum()) for m in loads)
 
 

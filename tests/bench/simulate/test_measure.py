@@ -120,6 +120,17 @@ def test_slow_spells_of_the_machine_are_kept_in_their_order():
     assert found.steps[0].seconds[0] == pytest.approx([0.0125] * 200, rel=0.01)
 
 
+def test_a_step_that_the_pause_explains_whole_takes_some_time_nonetheless():
+    """Where noise leaves nothing for a short step of one size, the measurement goes on, with a small part of it."""
+    sorts = [alone({NET: n}, rows, random.Random(0), 0.0) for n in (1, 8) for rows in SIZES]
+    kind = Kind("short", 1.0, Call.SAMPLE, "ddim", "a", {"steps": 1})
+    for rows in SIZES:  # shorter than the pause of the others
+        requests = [Probed(WAKE, 0.0, WAKE / 2, WAKE, 1.0, 0.01 * i) for i in range(20)]
+        sorts.append(Sort(kind, rows, {OTHER: 1}, Probes(requests, 1.0, 0.02)))
+    found = costs_of(sorts, [crowd(8, 1)]).table(OTHER)
+    assert all(0 < found.mean(rows) < WAKE for rows in SIZES)
+
+
 def test_each_set_of_networks_is_probed_by_a_short_and_a_longer_program():
     """Whatever the number of kinds in the mix."""
     cards = read_cards(ROOT / "models" / "zoo")
