@@ -86,7 +86,7 @@ def export_network(
         graph = to_onnx(program, spec, beside)
         stage("comparing with torch")
         threads = thread_counts()
-        weights = {beside.name: beside.read_bytes()} if graph.weights else None
+        weights = {beside.name: beside.read_bytes()} if graph.large else None
         sessions = [OnnxSession(name, spec, graph.data, count, file, weights) for count in threads]
         bound = bounds[spec.function]
         checks = measure_parity(sessions[0], network, card, spec)
@@ -105,14 +105,14 @@ def export_network(
     entry = GraphFile(
         file=file.name,
         sha256=hashlib.sha256(graph.data).hexdigest(),
-        weights=beside.name if graph.weights else None,
-        weights_sha256=sha256_of(beside) if graph.weights else None,
+        weights=beside.name if graph.large else None,
+        weights_sha256=sha256_of(beside) if graph.large else None,
         opset=OPSET,
         bound=bound,
         parity=checks,
         batch_invariant=invariant,
     )
-    size = len(graph.data) + (beside.stat().st_size if graph.weights else 0)
+    size = len(graph.data) + (beside.stat().st_size if graph.large else 0)
     return ExportedNetwork(entry, size, graph.nodes, graph.repeated, time.perf_counter() - started, threads, rows)
 
 

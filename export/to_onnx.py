@@ -44,12 +44,11 @@ NONE: Mapping[str, Array] = MappingProxyType({})
 class Graph:
     """An ONNX model in memory.
 
-    weights: those that a large one has in the file beside it, by name. repeated: bytes of weights that there are in
-    more than one layout.
+    large: its weights are in the file beside it. repeated: bytes of weights that there are in more than one layout.
     """
 
     data: bytes
-    weights: Mapping[str, Array]
+    large: bool
     nodes: int
     repeated: int
 
@@ -82,7 +81,7 @@ def to_onnx(program: ExportedProgram, spec: NetworkSpec, beside: Path) -> Graph:
     _name_interface(model, names, outputs)
     repeated = check_constants(model, program, weights)
     onnx.checker.check_model(_with_weights_as_inputs(model, weights))
-    return Graph(model.SerializeToString(deterministic=True), weights, len(model.graph.node), repeated)
+    return Graph(model.SerializeToString(deterministic=True), bool(weights), len(model.graph.node), repeated)
 
 
 def _take_out(model: onnx_ir.Model, beside: Path) -> dict[str, Array]:

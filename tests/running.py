@@ -18,9 +18,6 @@ from server.config import Config, Limits
 UNCUT = Limits(step_seconds=60.0)
 """For tests that say which batches run: on a slow machine the default cuts them after fewer rows."""
 
-UNCUT = Limits(step_seconds=60.0)
-"""For tests that say which batches run: by default a slow machine's are cut after fewer rows."""
-
 
 class RunningServer:
     """A started server: its app, its port, and one method for every call."""

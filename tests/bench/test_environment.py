@@ -6,11 +6,12 @@ import os
 import platform
 import subprocess
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 
 from bench import environment
-from bench.environment import describe_environment
+from bench.environment import describe_environment, stolen_seconds
 from models.machine import ROOT
 
 
@@ -27,6 +28,17 @@ def test_surroundings_are_those_of_this_machine() -> None:
     assert found.commit.removesuffix("-dirty") == (head.stdout.strip() or "unknown")
     assert found.cpu in found.line()
     assert platform.node() not in found.line()
+
+
+def test_stolen_seconds_are_the_eighth_number_of_all_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As /proc/stat has them, in ticks; a machine that does not tell has none."""
+    stat = tmp_path / "stat"
+    monkeypatch.setattr(environment, "Path", lambda name: stat if name == "/proc/stat" else Path(name))
+    assert stolen_seconds() == 0.0
+    stat.write_text("cpu  1 2 3 4 5 6 7 800 9 10\ncpu0 1 2 3 4 5 6 7 8 9 10\n")
+    assert stolen_seconds() == 800 / os.sysconf("SC_CLK_TCK")
+    stat.write_text("cpu  1 2 3\n")
+    assert stolen_seconds() == 0.0
 
 
 def test_a_machine_that_says_nothing_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,6 +151,16 @@ def test_gradient_graph_of_a_quadratic():
         torch.testing.assert_close(gradient, module.weight**2 * sample)
 
 
+def test_inputs_that_forward_takes_as_others():
+    """`forward(**others)` becomes a graph with the card's inputs and any number of rows, and is left as it was."""
+    module, _, session = session_of("others", tiny.forward_spec("others", tiny.TIME))
+    assert "forward" not in vars(module)
+    for rows in (1, 5):
+        sample, time = torch.randn(rows, *tiny.IMAGE), torch.rand(rows)
+        (output,) = call_session(session, {"sample": sample, "time": time})
+        torch.testing.assert_close(output, module(sample=sample, time=time))
+
+
 def test_gradient_graph_against_float64_autograd(bundle: Bundle):
     """A network with every kind of layer: energy and gradient are within 1e-5 of autograd in double precision."""
     network = "energy-gradient"

@@ -127,9 +127,26 @@ class Unsupported(Scale):
         return super().forward(sample) + torch.special.modified_bessel_k0(sample.abs() + 1.0)
 
 
+class Others(Scale):
+    """Takes its inputs as `**others`, as a hierarchy with any number of layers does."""
+
+    def forward(self, **others: Tensor) -> Tensor:
+        return self.weight * others["sample"] + others["time"].reshape(-1, 1, 1, 1)
+
+
 ARCHITECTURES = {
     f"tiny-{name.lower()}": (__name__, name)
-    for name in ("RichEnergy", "Quadratic", "Denoiser", "Scale", "Baked", "BatchBranch", "Company", "Unsupported")
+    for name in (
+        "RichEnergy",
+        "Quadratic",
+        "Denoiser",
+        "Scale",
+        "Baked",
+        "BatchBranch",
+        "Company",
+        "Unsupported",
+        "Others",
+    )
 }
 
 
