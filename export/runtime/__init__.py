@@ -2,7 +2,8 @@
 
 `onnxruntime` (the default) runs the exported graphs; `torch` runs the modules that they were traced
 from. Each is imported when it is opened, so that serving with one needs no other one, and never an
-exporter, torch or diffusers for the default.
+exporter, torch or diffusers for the default. Those here take NumPy arrays and run on the CPU; those of
+`export.runtime.device` take tensors on a GPU.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ Array = npt.NDArray[Any]
 
 DEFAULT_ENGINE = "onnxruntime"
 ENGINES = (DEFAULT_ENGINE, "torch")
+DEVICE_ENGINES = ("torch", "onnxruntime", "tensorrt")
+"""Engines of `export.runtime.device`."""
 
 
 class EngineError(ValueError):
