@@ -11,24 +11,23 @@ _TURN: tl.constexpr = tl.constexpr(1.4629180792671596e-09)
 
 
 @triton.jit
-def words(seed, sample, draw, start, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The four words of each Philox block of elements `start .. start + BLOCK`, uint32 `(BLOCK / 4,)` each.
+def words(seed, sample, draw, block):  # type: ignore[no-untyped-def]
+    """The four words of each Philox block, uint32 shaped as `block` each.
 
-    The layout of key and counter is that of `kernels.philox`.
+    The layout of key and counter is that of `kernels.philox`. block: int32, an element's number over 4.
     """
-    block = start // 4 + tl.arange(0, BLOCK // 4)
     zero = block * 0
     return tl.philox(seed, block, zero + draw.to(tl.int32), zero + sample.to(tl.int32), zero)
 
 
 @triton.jit
-def normal(seed, sample, draw, start, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Standard normals of elements `start .. start + BLOCK` of one row, those of `kernels.philox.normal`.
+def normal(seed, sample, draw, block):  # type: ignore[no-untyped-def]
+    """Standard normals of the four elements of each Philox block of one row, those of `kernels.philox.normal`.
 
-    seed, sample, draw: scalars, int64. start, BLOCK: multiples of 4. Returns float32 `(BLOCK,)`.
+    seed, sample, draw: scalars, int64. block: `(..., n)`. Returns float32 `(..., 4 n)`.
     The words are the same; Box-Muller in float32 differs from that in float64 by a few roundings.
     """
-    first, second, third, fourth = words(seed, sample, draw, start, BLOCK)
+    first, second, third, fourth = words(seed, sample, draw, block)
     cos_a, sin_a = box_muller(first, second)
     cos_b, sin_b = box_muller(third, fourth)
     # The four values of a block side by side, as they lie in memory: cos_a, sin_a, cos_b, sin_b.
@@ -53,9 +52,30 @@ def box_muller(radius_word, angle_word):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def place(element, elements, channels, CHANNELS_LAST: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Where an element of the logical order (channel, position) lies in a row of a network's tensor."""
-    if CHANNELS_LAST:
-        positions = elements // channels
-        return element % positions * channels + element // positions
-    return element
+def tile(elements, positions, CHANNELS: tl.constexpr, LAYOUT: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The elements of a row that this program (its place on axis 0) works on; see `kernels.launch.Tiling`.
+
+    Returns their numbers in the logical order (channel, position), in which pools and noise are kept; which of them
+    there are; their places in a row of a network's tensor; and the Philox blocks that their noise is made from.
+    """
+    program = tl.program_id(0)
+    if LAYOUT == "tiled":
+        # Channels by positions: pools are read along the positions, the network's tensor along the channels, and
+        # either of them without gaps.
+        WIDTH: tl.constexpr = BLOCK // TILE
+        across = tl.cdiv(positions, WIDTH)
+        first = program % across * WIDTH
+        channel = (program // across * TILE + tl.arange(0, TILE))[:, None]
+        position = (first + tl.arange(0, WIDTH))[None, :]
+        element = channel * positions + position
+        inside = (channel < CHANNELS) & (position < positions)
+        place = position * CHANNELS + channel
+        block = channel * (positions // 4) + (first // 4 + tl.arange(0, WIDTH // 4))[None, :]
+    else:
+        element = program * BLOCK + tl.arange(0, BLOCK)
+        inside = element < elements
+        place = element
+        if LAYOUT == "strided":
+            place = element % positions * CHANNELS + element // positions
+        block = program * (BLOCK // 4) + tl.arange(0, BLOCK // 4)
+    return element, inside, place, block

@@ -13,12 +13,23 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .device import normal, place
-from .launch import Noise, check_flat, check_like, check_pools, check_rows, layout, network_rows, noise_arguments
+from .device import normal, tile
+from .launch import (
+    Noise,
+    check_flat,
+    check_history,
+    check_keys,
+    check_like,
+    check_pools,
+    check_prediction,
+    check_rows,
+    network_rows,
+    noise_arguments,
+    tiling,
+)
 from .reference import ENSEMBLE_COLUMNS
 
 BLOCK = 1024
-WARPS = 4
 
 
 @triton.jit
@@ -28,7 +39,7 @@ def _ensemble_kernel(  # type: ignore[no-untyped-def]
     output,
     coefficients,
     anchor,
-    null_output,
+    null_rows,
     accumulator,
     history,
     weights,
@@ -38,29 +49,29 @@ def _ensemble_kernel(  # type: ignore[no-untyped-def]
     samples,
     draws,
     prediction,
+    prediction_rows,
     network_input,
     nonfinite,
     elements,
-    channels,
+    positions,
     weights_stride,
     history_stride,
     GUIDED: tl.constexpr,
     ACCUMULATES: tl.constexpr,
     WEIGHTED: tl.constexpr,
     NOISE: tl.constexpr,
-    WRITES_PREDICTION: tl.constexpr,
+    PREDICTION: tl.constexpr,
     WRITES_INPUT: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    LAYOUT: tl.constexpr,
+    TILE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64)
-    start = tl.program_id(1) * BLOCK
-    element = start + tl.arange(0, BLOCK)
-    inside = element < elements
-    at_network = row * elements + place(element, elements, channels, CHANNELS_LAST)
-    at_row = row * elements + element
+    """PREDICTION: "none" is kept, "all" are, or "some": those that prediction_rows gives a place."""
+    row = tl.program_id(1).to(tl.int64)
+    element, inside, place, block = tile(elements, positions, CHANNELS, LAYOUT, TILE, BLOCK)
     slot = tl.load(slots + row)
-    at_pool = slot * elements + element
+    in_pool = slot * elements
 
     column = coefficients + row * 12
     guidance = tl.load(column)
@@ -69,45 +80,53 @@ def _ensemble_kernel(  # type: ignore[no-untyped-def]
     of_state, of_prediction, of_anchor = tl.load(column + 5), tl.load(column + 6), tl.load(column + 7)
     of_accumulator, of_noise = tl.load(column + 8), tl.load(column + 9)
 
-    x = tl.load(state + at_pool, mask=inside, other=0.0)
-    out = tl.load(output + at_network, mask=inside, other=0.0).to(tl.float32)
+    x = tl.load(state + in_pool + element, mask=inside, other=0.0)
+    out = tl.load(output + row * elements + place, mask=inside, other=0.0).to(tl.float32)
     if GUIDED:
         if guidance != 0.0:
-            null = tl.load(null_output + at_network, mask=inside, other=0.0).to(tl.float32)
+            other = tl.load(null_rows + row) * elements
+            null = tl.load(output + other + place, mask=inside, other=0.0).to(tl.float32)
             out += guidance * (out - null)
     p = p_state * x + p_output * out
     # Not a minimum and a maximum: those would turn NaN into a number.
     p = tl.where(p < low, low, tl.where(p > high, high, p))
     new = of_state * x + of_prediction * p
     if of_anchor != 0.0:
-        new += of_anchor * tl.load(anchor + at_pool, mask=inside, other=0.0)
+        new += of_anchor * tl.load(anchor + in_pool + element, mask=inside, other=0.0)
     if ACCUMULATES:
-        y = tl.load(accumulator + at_pool, mask=inside, other=0.0)
-        y = tl.load(column + 10) * y + tl.load(column + 11) * p
-        tl.store(accumulator + at_pool, y, mask=inside)
-        new += of_accumulator * y
+        y_accumulator, y_prediction = tl.load(column + 10), tl.load(column + 11)
+        if (of_accumulator != 0.0) | (y_accumulator != 0.0) | (y_prediction != 0.0):
+            y = tl.load(accumulator + in_pool + element, mask=inside, other=0.0)
+            y = y_accumulator * y + y_prediction * p
+            tl.store(accumulator + in_pool + element, y, mask=inside)
+            new += of_accumulator * y
     if NOISE == 1:
-        new += of_noise * tl.load(noise + at_row, mask=inside, other=0.0)
+        if of_noise != 0.0:
+            new += of_noise * tl.load(noise + row * elements + element, mask=inside, other=0.0)
     if NOISE == 2:
         if of_noise != 0.0:
-            new += of_noise * normal(tl.load(seeds + row), tl.load(samples + row), tl.load(draws + row), start, BLOCK)
+            new += of_noise * normal(tl.load(seeds + row), tl.load(samples + row), tl.load(draws + row), block)
     if WEIGHTED:
         line = tl.load(lines + row)
         if line >= 0:
-            kept = history + slot * history_stride + element
+            kept = history + slot * history_stride
             index = line * 0
             while index < line:
                 weight = tl.load(weights + row * weights_stride + index)
-                new += weight * tl.load(kept + index * elements, mask=inside, other=0.0)
+                new += weight * tl.load(kept + index * elements + element, mask=inside, other=0.0)
                 index += 1
-            tl.store(kept + line * elements, p, mask=inside)
-    tl.store(state + at_pool, new, mask=inside)
-    if WRITES_PREDICTION:
-        tl.store(prediction + at_row, p, mask=inside)
+            tl.store(kept + line * elements + element, p, mask=inside)
+    tl.store(state + in_pool + element, new, mask=inside)
+    if PREDICTION == "all":
+        tl.store(prediction + row * elements + element, p, mask=inside)
+    if PREDICTION == "some":
+        kept_at = tl.load(prediction_rows + row)
+        if kept_at >= 0:
+            tl.store(prediction + kept_at * elements + element, p, mask=inside)
     if WRITES_INPUT:
-        tl.store(network_input + at_network, new, mask=inside)
+        tl.store(network_input + row * elements + place, new, mask=inside)
     # x - x is 0 for finite x alone. All who find something else write the same 1.
-    if tl.sum((tl.where(inside, new - new, 0.0) != 0.0).to(tl.int32)) > 0:
+    if tl.max((tl.where(inside, new - new, 0.0) != 0.0).to(tl.int32)) > 0:
         tl.store(nonfinite + row, 1)
 
 
@@ -118,25 +137,32 @@ def ensemble_step(
     coefficients: Tensor,
     *,
     anchor: Tensor,
-    null_output: Tensor | None = None,
+    null_rows: Tensor | None = None,
     accumulator: Tensor | None = None,
     history: Tensor | None = None,
     weights: Tensor | None = None,
     lines: Tensor | None = None,
     noise: Tensor | Noise | None = None,
     prediction: Tensor | None = None,
+    prediction_rows: Tensor | None = None,
     network_input: Tensor | None = None,
 ) -> Tensor:
     """One ensemble update of several rows, in place on the pools; see `models.program.EnsembleUpdate`.
 
-    state, anchor, accumulator: pools `(capacity, elements)` float32. slots: `(rows,)` int64, distinct.
-    output, null_output: the network's, `(rows, channels, *positions)` or `(rows, elements)`, float32, bfloat16 or
-    float16, contiguous or channels-last. coefficients: `(rows, 12)` float32.
+    state, anchor, accumulator: pools `(capacity, elements)` float32. slots: `(rows,)` int64, distinct among the rows
+    that matter: those that pad a batch to the size of a CUDA graph may share one scratch slot, with coefficients 0,
+    and what becomes of it is undefined.
+    output: the network's, `(rows or more, channels, *positions)` or `(rows or more, elements)`, float32, bfloat16 or
+    float16, contiguous or channels-last; row r's own is `output[r]`. null_rows: `(rows,)` int64, the unconditional
+    output of row r is `output[null_rows[r]]`; rows that are not guided point at themselves.
+    coefficients: `(rows, 12)` float32. What a row has coefficient 0 for is not read, and a row whose three
+    coefficients of the accumulator are all 0 does not write it.
     history: pool of predictions `(capacity, steps, elements)` float32, with weights `(rows, steps)` float32 of the
     predictions before and lines `(rows,)` int64, the step that each row is at (its prediction is kept there; -1: the
     row keeps none).
     noise: `(rows, elements)` float32, or the keys to make it from.
-    prediction: `(rows, elements)` float32, written where given. network_input: like `output`, written where given:
+    prediction: `(n, elements)` float32, written where given: row r's at `prediction_rows[r]` (`(rows,)` int64; -1: not
+    kept), or at r without prediction_rows. network_input: `(rows or more, ...)` like `output`, written where given:
     the new states in the network's type and layout.
 
     Returns int32 `(rows,)`: 1 where a new state is not finite.
@@ -144,24 +170,26 @@ def ensemble_step(
     Raises:
         ValueError: a shape or a type does not fit; names the argument.
     """
-    rows, elements = network_rows("output", output)
+    rows = check_rows(slots, coefficients, ENSEMBLE_COLUMNS)
+    have, elements = network_rows("output", output)
+    if have < rows:
+        raise ValueError(f"output has {have} rows, expected {rows} or more")
     check_pools(elements, state=state, anchor=anchor, accumulator=accumulator)
-    check_rows(rows, slots, coefficients, ENSEMBLE_COLUMNS)
-    channels, channels_last = layout(output)
-    check_like("null_output", null_output, output)
-    check_like("network_input", network_input, output)
-    check_flat(rows, elements, noise=noise if isinstance(noise, Tensor) else None, prediction=prediction)
-    if history is not None and (weights is None or lines is None):
-        raise ValueError("history needs weights and lines")
+    cut = tiling(output, elements, BLOCK)
+    check_like("network_input", network_input, output, rows)
+    check_flat(rows, elements, noise=noise if isinstance(noise, Tensor) else None)
+    check_prediction(rows, elements, prediction, prediction_rows)
+    check_keys(rows, null_rows=null_rows)
+    check_history(rows, elements, history, weights, lines)
     nonfinite = torch.zeros(rows, dtype=torch.int32, device=state.device)
     mode, given, seeds, samples, draws = noise_arguments(noise, state, slots)
-    _ensemble_kernel[(rows, triton.cdiv(elements, BLOCK))](
+    _ensemble_kernel[(cut.programs, rows)](
         state,
         slots,
         output,
         coefficients,
         anchor,
-        state if null_output is None else null_output,
+        slots if null_rows is None else null_rows,
         state if accumulator is None else accumulator,
         state if history is None else history,
         state if weights is None else weights,
@@ -171,20 +199,20 @@ def ensemble_step(
         samples,
         draws,
         state if prediction is None else prediction,
-        state if network_input is None else network_input,
+        slots if prediction_rows is None else prediction_rows,
+        output if network_input is None else network_input,
         nonfinite,
         elements,
-        channels,
+        cut.positions,
         0 if weights is None else weights.stride(0),
         0 if history is None else history.stride(0),
-        GUIDED=null_output is not None,
+        GUIDED=null_rows is not None,
         ACCUMULATES=accumulator is not None,
         WEIGHTED=history is not None,
         NOISE=mode,
-        WRITES_PREDICTION=prediction is not None,
+        PREDICTION="none" if prediction is None else "all" if prediction_rows is None else "some",
         WRITES_INPUT=network_input is not None,
-        CHANNELS_LAST=channels_last,
-        BLOCK=BLOCK,
-        num_warps=WARPS,
+        **cut.constants,
+        num_warps=cut.warps,
     )
     return nonfinite

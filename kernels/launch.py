@@ -9,6 +9,17 @@ from torch import Tensor
 
 NO_NOISE, NOISE_GIVEN, NOISE_KEYED = 0, 1, 2
 
+STARTS, ANCHORS, COPY = 1, 2, 4
+"""Bits of `kernels.gather.gather`'s modes: the row's registers start here; what it holds becomes its anchor; it is the
+guided copy of another row, and writes the network's input alone."""
+
+
+PER_WARP = 256
+"""Elements a warp: 8 for each thread, which are two loads of 16 bytes in float32 and one in half types."""
+MOST_CHANNELS = 16
+"""In one tile: 16 halves side by side fill a sector of 32 bytes, and half of the tile lies between two rows' ends at
+most."""
+
 
 class Noise(NamedTuple):
     """Keys of noise that a kernel makes itself, one for each row, int64 `(rows,)`; see `kernels.philox`.
@@ -19,6 +30,57 @@ class Noise(NamedTuple):
     seeds: Tensor
     samples: Tensor
     draws: Tensor
+
+
+class Tiling(NamedTuple):
+    """How a row is cut into programs.
+
+    layout: "contiguous"; "tiled", where the network's channels come last in memory: a program has a rectangle of
+    `tile` channels; "strided", the same where the positions do not fall into whole Philox blocks.
+    block: elements a program. programs: for each row.
+    """
+
+    layout: str
+    channels: int
+    positions: int
+    tile: int
+    block: int
+    programs: int
+    warps: int
+
+    @property
+    def constants(self) -> dict[str, int | str]:
+        """The kernels' compile-time arguments for it."""
+        return {"CHANNELS": self.channels, "LAYOUT": self.layout, "TILE": self.tile, "BLOCK": self.block}
+
+
+def tiling(tensor: Tensor | None, elements: int, block: int) -> Tiling:
+    """Cut rows of a network's tensor, or where there is none of a pool, into programs of at most `block` elements.
+
+    block: a power of two, 4 or more.
+
+    Raises:
+        ValueError: the tensor is neither contiguous nor channels-last.
+    """
+    channels, last = (1, False) if tensor is None else layout(tensor)
+    if not last:
+        channels = 1  # its number does not matter, and is not compiled for
+    positions = elements // channels
+    tile = 1
+    if last and positions % 4 == 0:
+        tile = min(_power(channels), MOST_CHANNELS)
+        block = min(block, tile * max(4, _power(positions)))
+        programs = -(-channels // tile) * -(-positions // (block // tile))
+    else:
+        block = min(block, max(4, _power(elements)))
+        programs = -(-elements // block)
+    name = "contiguous" if not last else "tiled" if positions % 4 == 0 else "strided"
+    return Tiling(name, channels, positions, tile, block, programs, max(1, min(16, block // PER_WARP)))
+
+
+def _power(number: int) -> int:
+    """The smallest power of two that is not below."""
+    return 1 << (number - 1).bit_length()
 
 
 def network_rows(name: str, tensor: Tensor) -> tuple[int, int]:
@@ -70,15 +132,61 @@ def check_flat(rows: int, elements: int, **tensors: Tensor | None) -> None:
             )
 
 
-def check_like(name: str, tensor: Tensor | None, model: Tensor) -> None:
-    """Raises ValueError for a network's tensor that differs in shape or memory layout from another one."""
-    if tensor is not None and (tensor.shape != model.shape or tensor.stride() != model.stride()):
+def check_like(name: str, tensor: Tensor | None, model: Tensor, rows: int) -> None:
+    """Raises ValueError for a network's tensor that has fewer rows, or another shape or memory layout than `model`."""
+    if tensor is None:
+        return
+    have, _ = network_rows(name, tensor)
+    if have < rows or tensor.shape[1:] != model.shape[1:] or layout(tensor) != layout(model):
         raise ValueError(
-            f"{name} has shape {tuple(tensor.shape)} and strides {tensor.stride()}, "
-            f"expected {tuple(model.shape)} and {model.stride()}"
+            f"{name} has shape {tuple(tensor.shape)} and strides {tensor.stride()}, expected {rows} rows or more as "
+            f"in {tuple(model.shape)} with strides {model.stride()}"
         )
-    if tensor is not None:
-        network_rows(name, tensor)
+
+
+def check_keys(rows: int, kind: torch.dtype = torch.int64, **keys: Tensor | None) -> None:
+    """Raises ValueError for a tensor that is not one number for each row."""
+    for name, key in keys.items():
+        if key is not None and (tuple(key.shape) != (rows,) or key.dtype != kind or not key.is_contiguous()):
+            raise ValueError(f"{name} is {key.dtype} {tuple(key.shape)}, expected contiguous {kind} ({rows},)")
+
+
+def check_images(elements: int, images: Tensor | None, image_rows: Tensor | None) -> None:
+    """Raises ValueError for images that are not contiguous float32 `(n, elements)`, or have no rows to tell whose."""
+    check_pools(elements, images=images)
+    if images is not None and image_rows is None:
+        raise ValueError("images needs image_rows")
+
+
+def check_prediction(rows: int, elements: int, prediction: Tensor | None, prediction_rows: Tensor | None) -> None:
+    """Raises ValueError for a buffer of predictions that does not fit, or without rows has too few of its own."""
+    check_pools(elements, prediction=prediction)
+    check_keys(rows, prediction_rows=prediction_rows)
+    if prediction is not None and prediction_rows is None and len(prediction) < rows:
+        raise ValueError(f"prediction has {len(prediction)} rows, expected {rows} or more without prediction_rows")
+
+
+def check_history(
+    rows: int, elements: int, history: Tensor | None, weights: Tensor | None, lines: Tensor | None
+) -> None:
+    """Raises ValueError for a pool of predictions, or its weights and lines, that do not fit."""
+    check_keys(rows, lines=lines)
+    if history is None:
+        return
+    if weights is None or lines is None:
+        raise ValueError("history needs weights and lines")
+    fits = history.dim() == 3 and history.shape[2] == elements and history.is_contiguous()
+    if not fits or history.dtype != torch.float32:
+        raise ValueError(
+            f"history is {history.dtype} {tuple(history.shape)}, expected contiguous float32 "
+            f"(capacity, steps, {elements})"
+        )
+    fits = weights.dim() == 2 and len(weights) == rows and weights.is_contiguous()
+    if not fits or weights.shape[1] < history.shape[1] or weights.dtype != torch.float32:
+        raise ValueError(
+            f"weights is {weights.dtype} {tuple(weights.shape)}, expected contiguous float32 "
+            f"({rows}, {history.shape[1]} or more)"
+        )
 
 
 def noise_arguments(
@@ -93,17 +201,18 @@ def noise_arguments(
         return NO_NOISE, pool, slots, slots, slots
     if isinstance(noise, Tensor):
         return NOISE_GIVEN, noise, slots, slots, slots
-    for name, key in zip(Noise._fields, noise, strict=True):
-        if key.shape != slots.shape or key.dtype != torch.int64:
-            raise ValueError(f"noise.{name} is {key.dtype} {tuple(key.shape)}, expected int64 {tuple(slots.shape)}")
+    check_keys(len(slots), **{f"noise.{name}": key for name, key in noise._asdict().items()})
     return NOISE_KEYED, pool, *noise
 
 
-def check_rows(rows: int, slots: Tensor, coefficients: Tensor, columns: int) -> None:
-    """Raises ValueError where slots or coefficients are not one for each row."""
-    if tuple(slots.shape) != (rows,) or slots.dtype != torch.int64:
-        raise ValueError(f"slots is {slots.dtype} {tuple(slots.shape)}, expected int64 ({rows},)")
+def check_rows(slots: Tensor, coefficients: Tensor, columns: int) -> int:
+    """How many rows take part. Raises ValueError where slots or coefficients are not one for each row."""
+    rows = len(slots)
+    check_keys(rows, slots=slots)
     if tuple(coefficients.shape) != (rows, columns) or coefficients.dtype != torch.float32:
         raise ValueError(
             f"coefficients is {coefficients.dtype} {tuple(coefficients.shape)}, expected float32 ({rows}, {columns})"
         )
+    if not coefficients.is_contiguous():
+        raise ValueError(f"coefficients has strides {coefficients.stride()}, expected a contiguous tensor")
+    return rows

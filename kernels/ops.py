@@ -1,8 +1,9 @@
 """The updates as torch operators, for `torch.compile` and `torch.export`: the fused kernels on a GPU, their twins
 elsewhere.
 
-`torch.ops.fewstep.ensemble_step` and `torch.ops.fewstep.langevin_step` take what `kernels.ensemble.ensemble_step` and
-`kernels.langevin.langevin_step` take, with the keys of the noise as three tensors beside the noise itself.
+`torch.ops.fewstep.gather`, `.normal_`, `.ensemble_step` and `.langevin_step` take what `kernels.gather.gather`,
+`kernels.gather.normal_`, `kernels.ensemble.ensemble_step` and `kernels.langevin.langevin_step` take, with the keys of
+the noise as three tensors beside the noise itself.
 """
 
 from __future__ import annotations
@@ -13,7 +14,53 @@ from torch import Tensor
 from . import philox_torch, reference
 from .launch import Noise
 
-__all__ = ["ensemble_step", "langevin_step"]
+__all__ = ["ensemble_step", "gather", "langevin_step", "normal_"]
+
+
+@torch.library.custom_op("fewstep::gather", mutates_args=("state", "network_input", "anchor", "accumulator"))
+def gather(
+    state: Tensor,
+    slots: Tensor,
+    network_input: Tensor | None,
+    anchor: Tensor,
+    modes: Tensor,
+    stds: Tensor,
+    seeds: Tensor,
+    samples: Tensor,
+    draws: Tensor,
+    accumulator: Tensor | None = None,
+    images: Tensor | None = None,
+    image_rows: Tensor | None = None,
+) -> None:
+    """See `kernels.gather.gather`."""
+    if state.is_cuda:
+        from .gather import gather as step  # Triton is there only where a GPU is
+    else:
+        step = reference.gather
+    step(
+        state,
+        slots,
+        network_input,
+        anchor=anchor,
+        modes=modes,
+        accumulator=accumulator,
+        stds=stds,
+        images=images,
+        image_rows=image_rows,
+        seeds=seeds,
+        samples=samples,
+        draws=draws,
+    )
+
+
+@torch.library.custom_op("fewstep::normal_", mutates_args=("out",))
+def normal_(out: Tensor, seeds: Tensor, samples: Tensor, draws: Tensor) -> None:
+    """See `kernels.gather.normal_`."""
+    if out.is_cuda:
+        from .gather import normal_ as fill
+    else:
+        fill = reference.normal_
+    fill(out, seeds, samples, draws)
 
 
 @torch.library.custom_op(
@@ -26,7 +73,7 @@ def ensemble_step(
     output: Tensor,
     coefficients: Tensor,
     anchor: Tensor,
-    null_output: Tensor | None = None,
+    null_rows: Tensor | None = None,
     accumulator: Tensor | None = None,
     history: Tensor | None = None,
     weights: Tensor | None = None,
@@ -36,12 +83,13 @@ def ensemble_step(
     samples: Tensor | None = None,
     draws: Tensor | None = None,
     prediction: Tensor | None = None,
+    prediction_rows: Tensor | None = None,
     network_input: Tensor | None = None,
 ) -> Tensor:
     """See `kernels.ensemble.ensemble_step`. Returns int32 `(rows,)`: 1 where a new state is not finite."""
     keys = _keys(noise, seeds, samples, draws)
     if state.is_cuda:
-        from .ensemble import ensemble_step as fused  # Triton is there only where a GPU is
+        from .ensemble import ensemble_step as fused
 
         return fused(
             state,
@@ -49,44 +97,41 @@ def ensemble_step(
             output,
             coefficients,
             anchor=anchor,
-            null_output=null_output,
+            null_rows=null_rows,
             accumulator=accumulator,
             history=history,
             weights=weights,
             lines=lines,
             noise=keys,
             prediction=prediction,
+            prediction_rows=prediction_rows,
             network_input=network_input,
         )
     flat = output.flatten(1).float()
     weighted = None
     if history is not None and weights is not None and lines is not None:
-        before = torch.arange(history.shape[1]) < lines[:, None]
-        # Selected, not multiplied by 0: what another request left in the pool may be NaN.
-        kept = torch.where(before[:, :, None], history[slots], 0.0)
-        weighted = (torch.where(before, weights[:, : history.shape[1]], 0.0)[:, :, None] * kept).sum(1)
+        weighted = reference.weighted_history(history, slots, weights, lines)
     new, p = reference.ensemble_step(
         state,
         slots,
         flat,
         coefficients,
         anchor=anchor,
-        null_output=None if null_output is None else null_output.flatten(1).float(),
+        null_rows=null_rows,
         accumulator=accumulator,
         history=weighted,
         noise=_noise(keys, flat.shape[1]),
     )
     if history is not None and lines is not None:
-        keeps = lines >= 0
-        history[slots[keeps], lines[keeps]] = p[keeps]
+        reference.keep_history(history, slots, lines, p)
     if prediction is not None:
-        prediction.copy_(p)
+        reference.keep_prediction(prediction, prediction_rows, p)
     return _written(new, network_input)
 
 
 @ensemble_step.register_fake
-def _(state: Tensor, slots: Tensor, output: Tensor, *others: Tensor | None, **named: Tensor | None) -> Tensor:
-    return state.new_empty(output.shape[0], dtype=torch.int32)
+def _(state: Tensor, slots: Tensor, *others: Tensor | None, **named: Tensor | None) -> Tensor:
+    return state.new_empty(slots.shape[0], dtype=torch.int32)
 
 
 @torch.library.custom_op("fewstep::langevin_step", mutates_args=("state", "network_input"))
@@ -118,7 +163,7 @@ def langevin_step(
             clips=clips,
             network_input=network_input,
         )
-    flat = gradient.flatten(1).float()
+    flat = gradient[: len(slots)].flatten(1).float()
     new, norms = reference.langevin_step(
         state, slots, flat, coefficients, anchor=anchor, noise=_noise(keys, flat.shape[1])
     )
@@ -127,9 +172,9 @@ def langevin_step(
 
 @langevin_step.register_fake
 def _(
-    state: Tensor, slots: Tensor, gradient: Tensor, *others: Tensor | bool | None, **named: Tensor | bool | None
+    state: Tensor, slots: Tensor, *others: Tensor | bool | None, **named: Tensor | bool | None
 ) -> tuple[Tensor, Tensor]:
-    rows = gradient.shape[0]
+    rows = slots.shape[0]
     return state.new_empty(rows), state.new_empty(rows, dtype=torch.int32)
 
 
@@ -148,5 +193,5 @@ def _noise(noise: Tensor | Noise | None, elements: int) -> Tensor | None:
 def _written(new: Tensor, network_input: Tensor | None) -> Tensor:
     """Write the network's next input; returns the flags of the rows that are not finite."""
     if network_input is not None:
-        network_input.copy_(new.view(network_input.shape))
+        network_input[: len(new)].copy_(new.view(len(new), *network_input.shape[1:]))
     return (~torch.isfinite(new).all(1)).int()

@@ -21,6 +21,15 @@ def _coefficients(rows: int) -> torch.Tensor:
     return values
 
 
+def _ensemble_in_torch(state, slots, output, coefficients, *, null_output=None, **keywords):
+    """As in NumPy, with the unconditional outputs apart."""
+    if null_output is not None:
+        rows = len(output)
+        keywords["null_rows"] = torch.arange(rows) + rows
+        output = torch.cat((output, null_output))
+    return reference.ensemble_step(state, slots, output, coefficients, **keywords)
+
+
 def _ensemble_in_numpy(*arguments, **keywords):
     return _in_numpy(cpu.ensemble_step, arguments, keywords)
 
@@ -35,7 +44,7 @@ def _in_numpy(step, arguments, keywords):
     return tuple(torch.from_numpy(array) for array in found)
 
 
-@pytest.fixture(params=[reference.ensemble_step, _ensemble_in_numpy], ids=["torch", "numpy"])
+@pytest.fixture(params=[_ensemble_in_torch, _ensemble_in_numpy], ids=["torch", "numpy"])
 def ensemble_step(request):
     return request.param
 
@@ -130,6 +139,8 @@ def test_langevin_step_is_its_formula(langevin_step):
 @pytest.mark.parametrize("name", ["coefficients", "noise", "slots"])
 def test_wrong_shapes_are_refused_by_name(name, ensemble_step):
     """A tensor of the wrong shape is named with its shape and the expected one."""
+    # In torch the slots tell how many rows there are, as the output may have more.
+    named = "coefficients" if name == "slots" and ensemble_step is _ensemble_in_torch else name
     arguments = {
         "coefficients": torch.zeros(2, 12),
         "noise": torch.zeros(2, 4),
@@ -137,7 +148,7 @@ def test_wrong_shapes_are_refused_by_name(name, ensemble_step):
     }
     arguments[name] = arguments[name][:1]
     pool = torch.zeros(3, 4)
-    with pytest.raises(ValueError, match=name):
+    with pytest.raises(ValueError, match=named):
         ensemble_step(
             pool,
             arguments["slots"],
@@ -166,3 +177,76 @@ def test_langevin_company_leaves_no_trace(langevin_step, elements):
         alone, norm = step([row])
         assert alone[0].numpy().tobytes() == crowd[place].numpy().tobytes()
         assert norm[0].numpy().tobytes() == norms[place].numpy().tobytes()
+
+
+def _metropolis_case(rows: int, elements: int, seed: int) -> dict[str, torch.Tensor]:
+    """Chains around a place of low energy; row 0 is at its start, row 1 outside of its box, row 2 at its last step."""
+    level, scales = _normal(CAPACITY, seed=seed), torch.tensor([0.7, 1.0, 0.1, 0.05])
+    coefficients = scales.repeat(rows, 1)
+    coefficients = torch.cat((coefficients, torch.tensor([[-30.0, 30.0]]).repeat(rows, 1)), 1)
+    coefficients[0, 1] = coefficients[2, 3] = 0.0
+    coefficients[1, 4:] = torch.tensor([-1e-3, 1e-3])
+    pools = {name: _normal(CAPACITY, elements, seed=seed + i) for i, name in enumerate(("state", "place", "slope"), 1)}
+    pools["place"][7] = pools["slope"][7] = level[7] = torch.nan  # of a request before
+    at = {"slots": torch.tensor([7, *range(rows - 1)]), "energy": _normal(rows, seed=seed + 4)}
+    at |= {"gradient": _normal(rows, elements, seed=seed + 5), "decision": _normal(rows, seed=seed + 6)}
+    return pools | at | {"level": level, "coefficients": coefficients, "noise": _normal(rows, elements, seed=seed + 7)}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_metropolis_in_torch_is_metropolis_in_numpy(seed):
+    """The same chains are taken and refused, and all pools get the same values; both happen."""
+    case = _metropolis_case(7, ELEMENTS, 100 * seed)
+    arrays = {name: tensor.clone().numpy() for name, tensor in case.items()}
+    before = case["place"].clone()
+    found, expected = reference.metropolis_step(**case), cpu.metropolis_step(**arrays)
+    for name in ("place", "slope", "level", "state"):
+        assert np.array_equal(case[name].numpy(), arrays[name], equal_nan=True), name
+    for ours, theirs in zip(found, expected, strict=True):
+        assert np.allclose(ours, theirs, rtol=1e-6)
+    moved = [not torch.equal(case["place"][slot], before[slot]) for slot in case["slots"].tolist()]
+    assert moved[0]
+    assert not moved[1]
+
+
+def test_metropolis_takes_and_refuses_by_its_ratio():
+    """A uniform number just below the ratio, written out in float64, takes the proposal, one just above refuses it."""
+    case = _metropolis_case(3, ELEMENTS, 7)
+    row, slot = 2, int(case["slots"][2])
+    b, a = (float(case["coefficients"][row, i]) for i in (0, 1))
+    x, y, g = (case[name][slot].double().numpy() for name in ("place", "state", "slope"))
+    h = case["gradient"][row].double().numpy()
+    moves = (((y - x + a * b * g) ** 2).sum() - ((x - y + a * b * h) ** 2).sum()) / (4 * a)
+    case["energy"][row] = case["level"][slot] + (moves + 1.0) / b  # a ratio of about 1/e
+    log_ratio = moves - b * (float(case["energy"][row]) - float(case["level"][slot]))
+    gaussian = torch.special.ndtri(torch.tensor(log_ratio, dtype=torch.float64).exp())
+    for aside, taken in ((-0.001, True), (0.001, False)):
+        each = {name: tensor.clone() for name, tensor in case.items()}
+        each["decision"][row] = gaussian + aside
+        reference.metropolis_step(**each)
+        assert torch.equal(each["place"][slot], case["state" if taken else "place"][slot])
+
+
+def test_the_twins_look_at_shapes_alone():
+    """All twins run on tensors without values, as they do while a CUDA graph is captured."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    rows, steps = 4, 5
+    with FakeTensorMode():
+        pool, flat, key = torch.empty(CAPACITY, 8), torch.empty(rows, 8), torch.empty(rows, dtype=torch.int64)
+        history, column = torch.empty(CAPACITY, steps, 8), torch.empty(rows)
+        pools = {"anchor": pool, "accumulator": pool.clone()}
+        weighted = reference.weighted_history(history, key, torch.empty(rows, steps), key)
+        _, p = reference.ensemble_step(
+            pool, key, torch.cat((flat, flat)), torch.empty(rows, 12), null_rows=key, history=weighted, **pools
+        )
+        reference.keep_history(history, key, key, p)
+        reference.keep_prediction(pool, key, p)
+        reference.langevin_step(pool, key, flat, torch.empty(rows, 7), anchor=pool, noise=flat)
+        kept = {"place": pool, "slope": pool, "level": torch.empty(CAPACITY), "decision": column, "noise": flat}
+        reference.metropolis_step(pool, key, column, flat, torch.empty(rows, 6), **kept)
+        keys = {"seeds": key, "samples": key, "draws": key}
+        reference.gather(
+            pool, key, torch.empty(rows, 2, 2, 2), modes=key, stds=column, images=flat, image_rows=key, **pools, **keys
+        )
+        reference.normal_(torch.empty(rows, 2, 2, 2), **keys)
