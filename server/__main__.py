@@ -37,7 +37,10 @@ def parse(arguments: list[str] | None = None) -> Config:
     parser.add_argument(
         "--metrics-host", default="127.0.0.1", help="address of the Prometheus port: plain HTTP (default: loopback)"
     )
-    parser.add_argument("--engine", default="onnxruntime", help="onnxruntime (default) or torch")
+    parser.add_argument("--engine", default="onnxruntime", help="onnxruntime (default), torch or tensorrt")
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda:N, or auto (default): the first GPU where the engine can use one"
+    )
     parser.add_argument("--threads", type=int, help="threads of the engine (default: all cores but one)")
     parser.add_argument(
         "--batching",

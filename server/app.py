@@ -14,7 +14,6 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from export.runtime import open_runtime
 from protos import fewstep_pb2 as pb
 from protos import inference_pb2 as oip
 
@@ -23,6 +22,7 @@ from .access.tls import Certificates
 from .api.calls import service_handler
 from .api.native import Models, Sampler, Scorer, Service
 from .api.oip import GRPCInferenceService
+from .backend import open_backend
 from .config import Config, ConfigError
 from .health import Health, Watchdog
 from .loop.engine import Engine
@@ -62,13 +62,14 @@ class App:
         self._loop = asyncio.get_running_loop()
         self.died: asyncio.Future[BaseException] = self._loop.create_future()
         try:
-            runtime = open_runtime(config.engine, config.threads)
+            backend = open_backend(config)
         except (ValueError, ImportError) as error:
             raise ConfigError(f"engine: {error}") from error
         self._tracing = _open_tracing(config)
         self.engine = Engine(
             config.limits,
             batching=config.batching,
+            depth=backend.depth,
             on_step=lambda *step: self.metrics.observe_step(*step),
             on_death=self._on_death,
             traces=self._tracing is not None,
@@ -82,7 +83,7 @@ class App:
             ready=lambda: not self.trouble(),
         )
         gate = Gate(config.security, self.metrics)
-        self.repository = Repository(config, runtime, self.engine)
+        self.repository = Repository(config, backend, self.engine)
         await asyncio.to_thread(self.repository.load_all)
         self._build_grpc(gate)
         self._watchdog = Watchdog(self.engine, self.health, config.stall_seconds)

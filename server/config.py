@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -120,6 +121,7 @@ BATCHINGS = ("step", "request")
 class Config:
     """What to serve and where. Port 0 takes a free port; threads are the engine's own.
 
+    device: `cpu`, `cuda:N`, or `auto` for the first GPU where the engine can use one.
     batching: by `step`, or by `request` for comparison (`server.loop.cohorts`).
     otlp_endpoint: the collector that traces go to, http://HOST:PORT or https://HOST:PORT; none without it.
     trace_ratio: the share of calls that are traced, of those whose caller does not say.
@@ -131,6 +133,7 @@ class Config:
     metrics_host: str = "127.0.0.1"
     metrics_port: int = 8002
     engine: str = "onnxruntime"
+    device: str = "auto"
     threads: int = field(default_factory=lambda: max(1, (os.cpu_count() or 1) - 1))  # one core is gRPC's
     batching: str = "step"
     deterministic: bool = False
@@ -154,6 +157,8 @@ class Config:
                 raise ConfigError(f"{name} must be within 0..65535, got {getattr(self, name)}")
         if self.threads < 1:
             raise ConfigError(f"threads must be at least 1, got {self.threads}")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.device):
+            raise ConfigError(f"device must be auto, cpu or cuda:N, got {self.device!r}")
         if self.batching not in BATCHINGS:
             raise ConfigError(f"batching must be one of {', '.join(BATCHINGS)}, got {self.batching!r}")
         if not 0 <= self.trace_ratio <= 1:

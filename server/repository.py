@@ -10,16 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
-from export.runtime import EngineError, Runtime
+from export.runtime import EngineError
 from models.bundle import MANIFEST, Bundle, BundleError, ModelCard, load_bundle, sha256_of
 from models.calibrate import Calibration
 from models.samplers import available_refiners, available_samplers
 
+from .backend import Backend
 from .config import Config, ConfigError
 from .errors import FailedPrecondition, NotFound
 from .loop.engine import Engine
-from .loop.runner import ModelRunner
 from .loop.sizes import RowSizes
+from .loop.step import Runner
 from .names import check_name
 from .programs import ProgramCache
 from .types import ModelKey
@@ -85,9 +86,9 @@ class Repository:
     `load`, `unload` and `reload` wait for each other; `find` never waits.
     """
 
-    def __init__(self, config: Config, runtime: Runtime, engine: Engine) -> None:
+    def __init__(self, config: Config, backend: Backend, engine: Engine) -> None:
         self._config = config
-        self._runtime = runtime
+        self._backend = backend
         self._engine = engine
         self._changing = threading.Lock()
         self._models: Mapping[tuple[str, int], Model] = {}
@@ -241,22 +242,32 @@ class Repository:
         log.info("loaded %s version %d: %s", *place, ", ".join(model.card.networks))
         return model
 
-    def _ready(self, directory: Path) -> tuple[Model, ModelRunner]:
+    def _ready(self, directory: Path) -> tuple[Model, Runner]:
         """Load and warm up a bundle."""
         sha256 = sha256_of(directory / MANIFEST)
         bundle = load_bundle(directory)
         name, version = bundle.card.name, bundle.manifest.version
         if (directory.parent.name, directory.name) != (name, str(version)):
             raise BundleError(f"{directory} holds {name} version {version}")
-        sessions = {network: self._runtime.load(bundle, network) for network in bundle.card.networks}
-        fixed_rows = _fixed_rows(self._config, bundle)
-        runner = ModelRunner(bundle, sessions, self._config.limits, fixed_rows=fixed_rows)
+        fixed_rows = self._fixed_rows(bundle)
+        runner = self._backend.runner(bundle, self._config.limits, fixed_rows)
         runner.warm_up()
         energy = bundle.card.energy
         scales = energy.scales if energy is not None else ()
         calibrations = {scale.name: Calibration(np.array(scale.calibration)) for scale in scales if scale.calibration}
         self._generation += 1
         return Model(ModelKey(name, version, self._generation), bundle, calibrations, sha256, fixed_rows), runner
+
+    def _fixed_rows(self, bundle: Bundle) -> dict[str, int]:
+        """Networks to run at one padded batch size: in deterministic mode, all that were not measured to be batch
+        invariant here."""
+        if not self._config.deterministic:
+            return {}
+        return {
+            name: self._config.limits.max_batch_rows
+            for name, graph in bundle.manifest.graphs.items()
+            if not (self._backend.invariance_known and graph.batch_invariant)
+        }
 
     def _remove(self, model: Model) -> None:
         place = (model.key.name, model.key.version)
@@ -271,16 +282,3 @@ def _is_as_loaded(directory: Path, model: Model) -> bool:
         return sha256_of(directory / MANIFEST) == model.manifest_sha256
     except OSError:
         return False
-
-
-def _fixed_rows(config: Config, bundle: Bundle) -> dict[str, int]:
-    """Networks to run at one padded batch size: in deterministic mode, all that were not measured
-    to be batch invariant with this engine (measurements are made with ONNX Runtime)."""
-    if not config.deterministic:
-        return {}
-    measured = config.engine == "onnxruntime"
-    return {
-        name: config.limits.max_batch_rows
-        for name, graph in bundle.manifest.graphs.items()
-        if not (measured and graph.batch_invariant)
-    }

@@ -84,14 +84,14 @@ class Job:
 
     on_done is called once, from the engine's thread: with None, or with what went wrong. It is not
     called for a job that its caller cancelled.
-    on_preview, where given, is called with row 0 after each of its steps; `preview` is None where a step left the
-    sample alone.
+    on_preview, where given, is called with row 0 and the line (from 0) after each of its steps; `preview` is None where
+    a step left the sample alone.
     trace: where the engine writes the steps of a call that is traced.
     """
 
     model: ModelKey
     on_done: Callable[[Job, ServerError | None], None]
-    on_preview: Callable[[Row], None] | None = None
+    on_preview: Callable[[Row, int], None] | None = None
     priority: int = 0
     deadline: float | None = None
     latest_start: float = INFINITY
@@ -116,10 +116,12 @@ class Job:
         return len(self.rows) - self.admitted
 
 
-class Batch(NamedTuple):
+@dataclass(slots=True, eq=False)
+class Batch:
     """Rows that run together: one network, one kind of update.
 
-    network_rows: of the line that the rows are at when the batch is made; they go on after it.
+    network_rows: of the lines that the rows are at when the batch is made; they go on after it.
+    staying: the rows that do not go on to a further line; None before the batcher has been told that they may.
     """
 
     model: ModelKey
@@ -127,6 +129,7 @@ class Batch(NamedTuple):
     kind: str
     rows: list[Row]
     network_rows: int
+    staying: list[Row] | None = None
 
     @classmethod
     def of(cls, model: ModelKey, network: str, kind: str, rows: list[Row]) -> Batch:

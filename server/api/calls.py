@@ -120,10 +120,10 @@ class PreviewedJob(PendingJob):
         super().__init__(engine, mailbox)
         self._previews: asyncio.Queue[StepPreview | None] = asyncio.Queue()  # None: there are no more
 
-    def on_preview(self, row: Row) -> None:
+    def on_preview(self, row: Row, line: int) -> None:
         # The row goes on while the loop gets here: take what belongs to this step now.
-        energies = (row.energy, row.gradient_norm) if row.current.takes_gradient else (None, None)
-        self._mailbox.put(self._put_preview, StepPreview(row.line + 1, row.preview, *energies))
+        energies = (row.energy, row.gradient_norm) if row.program.lines[line].takes_gradient else (None, None)
+        self._mailbox.put(self._put_preview, StepPreview(line + 1, row.preview, *energies))
 
     def _put_preview(self, preview: StepPreview) -> None:
         # A slow reader loses previews, never the result, and costs bounded memory.

@@ -1,4 +1,4 @@
-"""The step batcher: schedule -> (run) -> complete, in pure Python with an injected clock (DESIGN 1).
+"""The step batcher: schedule -> (run) -> go on -> complete, in pure Python with an injected clock (DESIGN 1).
 
 Rows wait in one queue for each (model, network, kind of update), whatever their step, sampler, seed
 or coefficients. Two questions are answered at each step:
@@ -267,18 +267,28 @@ class Batcher:
         ended.append((job, self._end(job, error, "late")))
         return True
 
-    # -- complete -----------------------------------------------------------------------------
+    # -- go on and complete -------------------------------------------------------------------
+
+    def go_on(self, batch: Batch) -> None:
+        """The rows may be in another batch: what runs is in order behind this one. Those that failed do not go on."""
+        self._returning = None
+        batch.staying = []
+        for row in batch.rows:
+            if row.job.ended or row.last or row.failure is not None:
+                batch.staying.append(row)
+            else:
+                row.line += 1
+                self._enqueue(row)
 
     def complete(
         self, batch: Batch, seconds: float, network_seconds: float = 0.0
     ) -> list[tuple[Job, ServerError | None]]:
-        """Account for a batch that ran: rows go on, or leave; returns the jobs that ended.
+        """Account for a batch that ran; its rows go on, unless they have, or leave. Returns the jobs that ended.
 
         network_seconds: how many of the seconds the network took.
         A row's `failure` ends its whole job, and nobody else's.
         """
         network_rows = batch.network_rows
-        self._returning = None
         self.prediction.record((batch.model, batch.network), network_rows, seconds)
         self._shares.spend((batch.model, batch.kind), seconds)
         self.counters.batches += 1
@@ -288,21 +298,20 @@ class Batcher:
             job.network_seconds += network_seconds
             job.batches += 1
             job.batch_rows += network_rows
-        done: list[tuple[Job, ServerError | None]] = []
+        done: list[tuple[Job, ServerError | None]] = [
+            (row.job, self._end(row.job, row.failure, "failed"))
+            for row in batch.rows
+            if row.failure is not None and not row.job.ended
+        ]
+        if batch.staying is None:
+            self.go_on(batch)
         finished = 0
-        for row in batch.rows:
-            job = row.job
-            if not job.ended and row.failure is not None:
-                done.append((job, self._end(job, row.failure, "failed")))
-            elif not job.ended and row.last:
+        for row in batch.staying or ():
+            if not row.job.ended:
                 finished += 1
-                job.remaining -= 1
-                if job.remaining == 0:
-                    self._finish(job, done)
-            elif not job.ended:
-                row.line += 1
-                self._enqueue(row)
-                continue
+                row.job.remaining -= 1
+                if row.job.remaining == 0:
+                    self._finish(row.job, done)
             self._leave(row, done)
         self.admission.drain.record(finished, seconds)
         return done

@@ -1,10 +1,16 @@
-"""The engine: one thread a device, and its loop of three verbs, schedule -> run -> complete."""
+"""The engine: one thread a device, and its loop of three verbs, schedule -> enqueue -> complete.
+
+On the CPU a step has run when it has been enqueued. On a GPU the next one is scheduled and enqueued while it runs, so
+that the device never waits for the host.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from time import perf_counter
 
 from ..config import Limits
@@ -13,7 +19,7 @@ from ..types import Batch, Job, ModelKey, Row, StepRecord
 from .batcher import Batcher
 from .cohorts import Cohorts
 from .load import ModelLoad
-from .runner import ModelRunner, NetworkError
+from .step import NetworkError, Runner, Step
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +32,16 @@ MAX_STEP_RECORDS = 500
 StepObserver = Callable[[Batch, float], None]
 
 
+@dataclass(slots=True, eq=False)
+class _Flight:
+    """A batch that the device has been given, its steps (several where it was split), and the lines of its rows."""
+
+    batch: Batch
+    enqueued: float
+    lines: list[int]
+    steps: list[Step] = field(default_factory=list)
+
+
 class Engine:
     """Runs jobs on one device. `submit` and `cancel` may be called from any thread."""
 
@@ -34,6 +50,7 @@ class Engine:
         limits: Limits,
         *,
         batching: str = "step",
+        depth: int = 1,
         clock: Callable[[], float] = perf_counter,
         on_step: StepObserver | None = None,
         on_death: Callable[[BaseException], None] | None = None,
@@ -41,20 +58,22 @@ class Engine:
     ) -> None:
         """batching: by `step`, or by `request` as `Cohorts` do it.
 
+        depth: how many steps the device is given ahead, the one that runs included.
         on_step is told of every batch and its seconds; on_death of an error that ended the loop itself.
 
         traces: whether there may be jobs with a `trace`.
         """
-        self._runners: dict[ModelKey, ModelRunner] = {}
+        self._runners: dict[ModelKey, Runner] = {}
         self._clock = clock
         self._on_step = on_step
         self._on_death = on_death
         self._traces = traces
+        self._depth = depth
         self._changed = threading.Condition()
         self._stopping = False
         self._ended = False
         self._step_began: float | None = None
-        self._running: Batch | None = None
+        self._flights: deque[_Flight] = deque()
         self.started = 0.0
         self.batcher = Batcher(limits, clock, Cohorts() if batching == "request" else None)
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
@@ -63,7 +82,7 @@ class Engine:
         self.started = self._clock()
         self._thread.start()
 
-    def add_model(self, key: ModelKey, runner: ModelRunner) -> None:
+    def add_model(self, key: ModelKey, runner: Runner) -> None:
         """Make a warmed-up model known; jobs for it may be submitted from now on."""
         with self._changed:
             self._runners[key] = runner
@@ -81,8 +100,9 @@ class Engine:
         """What each model has in work, and all rows that hold a slot; rows go on while the caller looks at them."""
         with self._changed:
             loads = {key: self.batcher.load_of(key) for key in self._runners}
-            running = [] if self._running is None else self._running.rows
-            return loads, [*self.batcher.ready_rows(), *running]
+            running = [row for flight in self._flights for row in flight.batch.rows]
+            # A row may be in two batches of those that the device has been given.
+            return loads, list(dict.fromkeys([*self.batcher.ready_rows(), *running]))
 
     @property
     def alive(self) -> bool:
@@ -145,15 +165,12 @@ class Engine:
         try:
             while True:
                 batch = self._next_batch()
-                if batch is None:
+                if batch is not None:
+                    self._enqueue(batch)
+                elif not self._flights:
                     break
-                self._step_began = started = self._clock()
-                network_seconds = self._run(batch)
-                self._step_began = None
-                seconds = self._clock() - started
-                if self._traces:
-                    _record_step(batch, started, seconds)
-                self._complete(batch, seconds, network_seconds)
+                if batch is None or len(self._flights) >= self._depth:
+                    self._complete(self._flights[0])
         except BaseException as error:
             # Nothing below may end the loop quietly: whatever does is a bug, and callers must not hang on it.
             log.exception("the engine's loop ended")
@@ -164,57 +181,83 @@ class Engine:
             self._abandon(reason)
 
     def _next_batch(self) -> Batch | None:
-        """Wait for a batch; None when the engine is to stop."""
+        """The next batch; waits for one while the device has nothing to do.
+
+        None when the engine is to stop, or for now when there is none while the device is busy.
+        """
         while True:
             with self._changed:
                 if self._stopping:
                     return None
                 batch, ended = self.batcher.schedule()
-                self._running = batch
-                if batch is None and not ended:
+                if batch is not None:
+                    self._flights.append(_Flight(batch, self._clock(), [row.line for row in batch.rows]))
+                elif not ended and not self._flights:
                     self._changed.notify_all()
                     self._changed.wait()
                     continue
             self._finish(ended)
-            if batch is not None:
+            if batch is not None or self._flights:
                 return batch
 
-    def _run(self, batch: Batch) -> float:
-        """Run a batch. What fails is a failure of its rows, not of the loop. Returns the network's seconds."""
-        network_seconds = 0.0
+    def _enqueue(self, batch: Batch) -> None:
+        """Give the device the newest flight's batch. What fails is a failure of its rows, not of the loop."""
+        flight = self._flights[-1]
+        if len(self._flights) == 1:
+            self._step_began = flight.enqueued
         try:
-            network_seconds = self._run_or_split(batch)
+            self._enqueue_or_split(batch, flight.steps)
         except Exception as error:
-            log.exception("a step of %s failed on %d rows", batch.model, len(batch.rows))
-            for row in batch.rows:
-                row.failure = row.failure or StepFailed(f"the step failed: {error}")
-        for row in batch.rows:
-            if row.sample == 0 and row.job.on_preview is not None and not row.job.ended:
-                _tell(row.job.on_preview, row)
-            row.preview = None
-        return network_seconds
+            self._fail(batch, error)
+        if self._depth > 1:
+            with self._changed:
+                self.batcher.go_on(batch)
 
-    def _run_or_split(self, batch: Batch) -> float:
-        """Run a batch; where the network fails, e.g. out of memory, run its halves, down to the rows that do it."""
+    def _enqueue_or_split(self, batch: Batch, steps: list[Step]) -> None:
+        """Enqueue a batch; where the network fails, e.g. out of memory, its halves, down to the rows that do it."""
         try:
-            return self._runners[batch.model].run(batch)
+            steps.append(self._runners[batch.model].enqueue(batch))
         except NetworkError as error:
             middle = len(batch.rows) // 2
             log.warning("%s on %d rows%s", error, len(batch.rows), "; trying halves" if middle else "")
             if not middle:
                 batch.rows[0].failure = StepFailed(str(error))
-                return 0.0
-            halves = (batch.rows[:middle], batch.rows[middle:])
-            return sum(self._run_or_split(Batch.of(batch.model, batch.network, batch.kind, rows)) for rows in halves)
+                return
+            for rows in (batch.rows[:middle], batch.rows[middle:]):
+                self._enqueue_or_split(Batch.of(batch.model, batch.network, batch.kind, rows), steps)
 
-    def _complete(self, batch: Batch, seconds: float, network_seconds: float) -> None:
+    def _complete(self, flight: _Flight) -> None:
+        """Wait for the oldest flight, and let the batcher and the listeners know what it gave."""
+        batch = flight.batch
+        network_seconds = 0.0
+        try:
+            network_seconds = sum(step.finish() for step in flight.steps)
+        except Exception as error:
+            self._fail(batch, error)
+        now = self._clock()
+        # The device took it up when it was given it, or when it had done the one before.
+        started = flight.enqueued if self._step_began is None else self._step_began
+        seconds = now - started
+        for row, line in zip(batch.rows, flight.lines, strict=True):
+            if row.sample == 0 and row.job.on_preview is not None and not row.job.ended:
+                _tell(row.job.on_preview, row, line)
+            row.preview = None
+        if self._traces:
+            _record_step(flight, started, seconds)
         with self._changed:
             ended = self.batcher.complete(batch, seconds, network_seconds)
-            self._running = None
+            self._flights.popleft()
+            self._step_began = now if self._flights else None
             self._changed.notify_all()  # drain() and remove_model() wait for idleness
         self._finish(ended)
         if self._on_step is not None:
             _tell(self._on_step, batch, seconds)
+
+    @staticmethod
+    def _fail(batch: Batch, error: Exception) -> None:
+        log.error("a step of %s failed on %d rows", batch.model, len(batch.rows), exc_info=error)
+        for row in batch.rows:
+            row.failure = row.failure or StepFailed(f"the step failed: {error}")
 
     def _abandon(self, reason: ServerError) -> None:
         with self._changed:
@@ -229,19 +272,19 @@ class Engine:
             _tell(job.on_done, job, error)
 
 
-def _record_step(batch: Batch, started: float, seconds: float) -> None:
-    """Write the batch down for each traced call that has rows in it, before they go on."""
-    traced: dict[int, tuple[list[StepRecord], list[Row]]] = {}
-    for row in batch.rows:
+def _record_step(flight: _Flight, started: float, seconds: float) -> None:
+    """Write the batch down for each traced call that has rows in it."""
+    batch = flight.batch
+    traced: dict[int, tuple[list[StepRecord], list[tuple[Row, int]]]] = {}
+    for row, line in zip(batch.rows, flight.lines, strict=True):
         records = row.job.trace
         if records is not None and len(records) < MAX_STEP_RECORDS:
-            traced.setdefault(id(records), (records, []))[1].append(row)
-    batch_rows = batch.network_rows if traced else 0
-    for records, rows in traced.values():
-        own = sum([row.network_rows for row in rows])
-        lines = [row.line for row in rows]
+            traced.setdefault(id(records), (records, []))[1].append((row, line))
+    for records, members in traced.values():
+        own = sum([2 if row.program.lines[line].guided else 1 for row, line in members])
+        lines = [line for _, line in members]
         first, last = min(lines) + 1, max(lines) + 1
-        records.append(StepRecord(batch.network, batch.kind, started, seconds, own, batch_rows, first, last))
+        records.append(StepRecord(batch.network, batch.kind, started, seconds, own, batch.network_rows, first, last))
 
 
 def _tell(callback: Callable[..., None], *arguments: object) -> None:

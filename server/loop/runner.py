@@ -23,11 +23,7 @@ from ..config import Limits
 from ..errors import Internal
 from ..types import Batch, Row
 from .sizes import RowSizes, elements_of
-
-
-class NetworkError(Exception):
-    """The engine failed on a batch; no state has been changed, so its rows may be tried again."""
-
+from .step import NetworkError, non_finite
 
 Floats = npt.NDArray[np.float32]
 Slots = npt.NDArray[np.int64]
@@ -59,6 +55,10 @@ class ModelRunner:
             for count in rows:
                 inputs = {tensor.name: _zeros(tensor, count) for tensor in spec.inputs}
                 self._sessions[name].run(inputs)
+
+    def enqueue(self, batch: Batch) -> FinishedStep:
+        """See `Runner.enqueue`: here the step has run, and its results are on the rows, when this returns."""
+        return FinishedStep(self.run(batch))
 
     def run(self, batch: Batch) -> float:
         """Take every row of the batch one line further; what that gives is put on the rows (`server.types.Row`).
@@ -330,8 +330,16 @@ class ModelRunner:
 
     @staticmethod
     def _fail(row: Row) -> None:
-        step = f"step {row.line + 1} of {len(row.program.lines)}"
-        row.failure = Internal(f"sample {row.sample} of seed {row.seed} became non-finite at {step}")
+        row.failure = non_finite(row, row.line)
+
+
+class FinishedStep(NamedTuple):
+    """A step that has run; see `server.loop.step.Step`. network_seconds: of it, the network's own."""
+
+    network_seconds: float
+
+    def finish(self) -> float:
+        return self.network_seconds
 
 
 class _Member(NamedTuple):

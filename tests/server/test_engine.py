@@ -11,6 +11,7 @@ from server.config import Limits
 from server.errors import Unavailable
 from server.loop import engine as engine_module
 from server.loop.engine import Engine
+from server.loop.runner import FinishedStep
 from server.types import Batch, Job, ModelKey, Row
 
 KEY = ModelKey("model", 1)
@@ -26,10 +27,10 @@ class Runner:
         self.go_on = threading.Event()
         self.running = threading.Event()
 
-    def run(self, batch: Batch) -> float:
+    def enqueue(self, batch: Batch) -> FinishedStep:
         self.running.set()
         self.go_on.wait(20)
-        return 0.0
+        return FinishedStep(0.0)
 
 
 @pytest.fixture

@@ -1,0 +1,139 @@
+"""Backends: an engine on a device, and how batches of a model run there."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol
+
+from export.runtime import DEFAULT_ENGINE, DEVICE_ENGINES, EngineError, Runtime, open_runtime
+from models.bundle import Bundle
+
+from .config import Config, Limits
+from .loop.runner import ModelRunner
+from .loop.step import Runner
+
+if TYPE_CHECKING:
+    from export.runtime.device import DeviceRuntime
+
+    from .loop.device.stream import Stream
+
+log = logging.getLogger(__name__)
+
+AHEAD = 2  # steps that a GPU is given: the one that runs, and the next
+
+
+class Backend(Protocol):
+    """Where the networks and updates of all models run."""
+
+    @property
+    def device(self) -> str:
+        """`cpu` or `cuda:N`."""
+
+    @property
+    def depth(self) -> int:
+        """How many steps the engine is to give it ahead, the one that runs included."""
+
+    @property
+    def invariance_known(self) -> bool:
+        """Whether the batch invariance that manifests state holds here: it is measured with ONNX Runtime on the CPU."""
+
+    def runner(self, bundle: Bundle, limits: Limits, fixed_rows: Mapping[str, int]) -> Runner:
+        """A loaded bundle as a runner that is not warmed up yet.
+
+        fixed_rows: networks whose batches are padded, and the number of rows that they are padded to.
+
+        Raises:
+            EngineError, BundleError: the engine cannot run it.
+        """
+
+
+class HostBackend:
+    """ONNX Runtime on the CPU, states and updates in NumPy: needs no torch."""
+
+    device = "cpu"
+    depth = 1
+    invariance_known = True
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+
+    def runner(self, bundle: Bundle, limits: Limits, fixed_rows: Mapping[str, int]) -> ModelRunner:
+        """See `Backend.runner`."""
+        sessions = {network: self._runtime.load(bundle, network) for network in bundle.card.networks}
+        return ModelRunner(bundle, sessions, limits, fixed_rows=fixed_rows)
+
+
+class DeviceBackend:
+    """States, updates and networks as torch tensors on a device (`server.loop.device`)."""
+
+    invariance_known = False
+
+    def __init__(self, runtime: DeviceRuntime, stream: Stream, depth: int) -> None:
+        self.device = str(stream.device)
+        self.depth = depth
+        self._runtime = runtime
+        self._stream = stream
+
+    def runner(self, bundle: Bundle, limits: Limits, fixed_rows: Mapping[str, int]) -> Runner:
+        """See `Backend.runner`."""
+        from .loop.device.runner import DeviceRunner
+
+        sessions = {network: self._runtime.load(bundle, network) for network in bundle.card.networks}
+        return DeviceRunner(bundle, sessions, limits, self._stream, fixed_rows=fixed_rows)
+
+
+def open_backend(config: Config) -> Backend:
+    """The backend of a configuration; `auto` is the first GPU where the engine can use one, and else the CPU.
+
+    Raises:
+        EngineError: unknown engine, one that cannot run on that device, a device that is not there, or a package is
+            missing.
+    """
+    engine = config.engine
+    device = _automatic(engine) if config.device == "auto" else config.device
+    if engine == DEFAULT_ENGINE and device == "cpu":
+        return HostBackend(open_runtime(engine, config.threads))
+    if engine not in DEVICE_ENGINES:
+        raise EngineError(f"unknown engine {engine!r}; known: {', '.join(DEVICE_ENGINES)}")
+    try:
+        import torch
+    except ImportError as error:
+        raise EngineError(f"engine {engine!r} on {device} needs torch: {error}") from error
+    from export.runtime.device import open_device_runtime
+
+    from .loop.device.stream import CudaStream, HostStream
+
+    if device == "cpu":
+        torch.set_num_threads(config.threads)
+        return DeviceBackend(open_device_runtime(engine, torch.device(device)), HostStream(), 1)
+    place = torch.device(device)
+    open_device_runtime("torch", place)  # says what is wrong with the device before a stream is made there
+    stream = CudaStream(place)
+    return DeviceBackend(open_device_runtime(engine, place, stream.steps), stream, AHEAD)
+
+
+def _automatic(engine: str) -> str:
+    """`cuda:0` where there is one and this engine has what it takes to run on it."""
+    if not _gpus():
+        return "cpu"
+    if engine == DEFAULT_ENGINE:
+        import onnxruntime
+
+        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+            log.warning("there is a GPU, but this ONNX Runtime has no CUDA: serving on the CPU (see --engine)")
+            return "cpu"
+    return "cuda:0"
+
+
+def _gpus() -> int:
+    """How many GPUs NVIDIA's driver shows this process. Asked of the driver, as torch takes seconds to import."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value

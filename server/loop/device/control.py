@@ -1,0 +1,236 @@
+"""What the host tells the device of a step: which rows, with which numbers. One buffer, one copy a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from kernels.launch import ANCHORS, COPY, STARTS
+from models.bundle import ModelCard
+from models.program import SAMPLE, EnsembleUpdate, LangevinUpdate, Line, MetropolisUpdate, Rule, Update
+
+from ...errors import Internal
+from ...types import Row
+from .plan import Plan, Target
+
+COLUMNS: dict[type[Rule], int] = {
+    rule: len(rule._fields) for rule in (EnsembleUpdate, LangevinUpdate, MetropolisUpdate)
+}
+NOISE_COLUMN: dict[type[Rule], int] = {rule: rule._fields.index("noise") for rule in (EnsembleUpdate, LangevinUpdate)}
+"""Where a rule has the coefficient of its noise. MALA's comes from its step, which is 0 where no noise is drawn."""
+
+_Take = Callable[[str, tuple[int, ...]], Any]
+
+
+class Updates(NamedTuple):
+    """A target's part of a control: `(rows,)` int64 each, and its coefficients, float32 `(rows, columns)`.
+
+    Rows that the target leaves alone have the scratch slot and coefficients of 0. samples, draws: keys of the noise.
+    decisions: draws. kept: place of the row's prediction among those that are kept, or -1.
+    """
+
+    slots: Any
+    samples: Any
+    draws: Any
+    decisions: Any
+    kept: Any
+    coefficients: Any
+
+
+class Control:
+    """The numbers of one step of `rows` network rows by one plan, side by side in one buffer.
+
+    Network rows are the batch's rows, then the guided ones once more with the null label, then padding, which works on
+    the scratch slot. All but stds, scalars and coefficients are int64 `(rows,)`; these are float32.
+    slots: of the states. labels. seeds, samples: keys of noise. starts: the sample whose noise a row starts from.
+    images: place of the row's image among those of the step, or -1. latents: draws. null_rows: of each row, where its
+    null output is. collected: `(2 rows,)`, slots whose states the host gets, at the end or on the way. modes, stds: by
+    register, what `kernels.gather` does with the row. scalars: the network's inputs of that name.
+    """
+
+    def __init__(self, card: ModelCard, plan: Plan, rows: int, take: _Take) -> None:
+        """take: gives the next columns of a type ("int64" or "float32") and a shape; the wide ones come first."""
+        registers = list(card.register_shapes())
+
+        def integers() -> Any:
+            return take("int64", (rows,))
+
+        self.slots, self.labels, self.seeds, self.samples, self.starts = (integers() for _ in range(5))
+        self.images, self.latents, self.null_rows = (integers() for _ in range(3))
+        self.collected = take("int64", (2 * rows,))
+        self.modes = {name: integers() for name in registers}
+        wide = [tuple(integers() for _ in range(5)) for _ in plan.targets]
+        self.stds = {name: take("float32", (rows,)) for name in registers}
+        self.scalars = {name: take("float32", (rows,)) for name in scalar_inputs(card, plan.network)}
+        self.updates = {
+            target: Updates(slots, samples, draws, decisions, kept, take("float32", (rows, COLUMNS[target.rule])))
+            for target, (slots, samples, draws, decisions, kept) in zip(plan.targets, wide, strict=True)
+        }
+
+    @classmethod
+    def size(cls, card: ModelCard, plan: Plan, rows: int) -> int:
+        """Bytes of the buffer."""
+        total = 0
+
+        def count(dtype: str, shape: tuple[int, ...]) -> None:
+            nonlocal total
+            total += np.dtype(dtype).itemsize * prod(shape)
+
+        cls(card, plan, rows, count)
+        return total
+
+    @classmethod
+    def on_device(cls, card: ModelCard, plan: Plan, rows: int, buffer: Tensor) -> Control:
+        """Its columns are tensors. buffer: uint8, of `size` bytes."""
+        at = 0
+
+        def take(dtype: str, shape: tuple[int, ...]) -> Tensor:
+            nonlocal at
+            start, at = at, at + np.dtype(dtype).itemsize * prod(shape)
+            return buffer[start:at].view(getattr(torch, dtype)).view(shape)
+
+        return cls(card, plan, rows, take)
+
+    @classmethod
+    def on_host(cls, card: ModelCard, plan: Plan, rows: int, buffer: npt.NDArray[np.uint8]) -> Control:
+        """Its columns are arrays."""
+        at = 0
+
+        def take(dtype: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+            nonlocal at
+            start, at = at, at + np.dtype(dtype).itemsize * prod(shape)
+            return buffer[start:at].view(dtype).reshape(shape)
+
+        return cls(card, plan, rows, take)
+
+
+def scalar_inputs(card: ModelCard, network: str) -> list[str]:
+    """The inputs of a network that a program's line gives by name."""
+    taken = {"label", "latent", *card.register_shapes()}
+    return [tensor.name for tensor in card.networks[network].inputs if tensor.name not in taken]
+
+
+class Wanted:
+    """What the host wants of a step besides its numbers, in the order in which the device gives it.
+
+    finals: rows whose last line this is. places: rows whose state is shown. predictions: rows whose prediction is
+    shown or kept. images: those that rows start from, to be given.
+    """
+
+    def __init__(self) -> None:
+        self.finals: list[Row] = []
+        self.places: list[Row] = []
+        self.predictions: list[Row] = []
+        self.images: list[npt.NDArray[np.float32]] = []
+
+
+def write(
+    control: Control, card: ModelCard, plan: Plan, rows: Sequence[Row], lines: Sequence[Line], scratch: int
+) -> Wanted:
+    """Write a batch down in a control on the host. lines: those that the rows are at. scratch: slot of the padding."""
+    wanted = Wanted()
+    guided = [index for index, line in enumerate(lines) if line.guided]
+    order = [*range(len(rows)), *guided]
+    _write_network_rows(control, card, plan, rows, lines, guided, scratch)
+    _write_starts(control, rows, lines, order, wanted)
+    for target, updates in control.updates.items():
+        _write_updates(updates, target, rows, lines, scratch, wanted)
+    wanted.finals = [row for row in rows if row.last]
+    _put(control.collected, [row.slot for row in (*wanted.finals, *wanted.places)], scratch)
+    return wanted
+
+
+def _write_network_rows(
+    control: Control,
+    card: ModelCard,
+    plan: Plan,
+    rows: Sequence[Row],
+    lines: Sequence[Line],
+    guided: Sequence[int],
+    scratch: int,
+) -> None:
+    order = [*range(len(rows)), *guided]
+    null = (card.labels.null if card.labels is not None else None) or 0
+    _put(control.slots, [rows[i].slot for i in order], scratch)
+    _put(control.labels, [*(null if row.label is None else row.label for row in rows), *(null for _ in guided)], null)
+    _put(control.seeds, np.array([rows[i].seed for i in order], dtype=np.uint64).view(np.int64), 0)
+    _put(control.samples, [rows[i].sample for i in order], 0)
+    _put(control.starts, [0 if rows[i].program.shared_start else rows[i].sample for i in order], 0)
+    if any(tensor.name == "latent" for tensor in card.networks[plan.network].inputs):
+        _put(control.latents, [_latent(rows[i]) for i in order], 0)
+    for name, column in control.scalars.items():
+        values = [lines[i].scalars[name] for i in order]
+        _put(column, values, values[0])
+    control.null_rows[:] = np.arange(len(control.null_rows))
+    control.null_rows[list(guided)] = range(len(rows), len(order))
+
+
+def _write_starts(
+    control: Control, rows: Sequence[Row], lines: Sequence[Line], order: Sequence[int], wanted: Wanted
+) -> None:
+    """How rows start (`models.program.Program`), and which registers become their own anchors."""
+    images = [-1] * len(rows)
+    for index, row in enumerate(rows):
+        if row.line == 0 and row.program.needs_image:
+            images[index] = len(wanted.images)
+            wanted.images.append(np.float32(row.program.image_scale) * row.image)
+    _put(control.images, [images[i] for i in order], -1)
+    for register, modes in control.modes.items():
+        own = [
+            STARTS if row.line == 0 else ANCHORS if _anchors(line, register) else 0
+            for row, line in zip(rows, lines, strict=True)
+        ]
+        _put(modes, [*own, *(own[i] | COPY for i in order[len(rows) :])], COPY)
+        _put(control.stds[register], [rows[i].program.start_std(register) for i in order], 0.0)
+
+
+def _write_updates(
+    updates: Updates, target: Target, rows: Sequence[Row], lines: Sequence[Line], scratch: int, wanted: Wanted
+) -> None:
+    found = [_update(line, target) for line in lines]
+    kept = [-1] * len(rows)
+    updates.coefficients[...] = 0.0
+    for place, (row, update) in enumerate(zip(rows, found, strict=True)):
+        if update is None:
+            continue
+        updates.coefficients[place] = update.coefficients
+        if update.noise is None and target.rule in NOISE_COLUMN:
+            updates.coefficients[place, NOISE_COLUMN[target.rule]] = 0.0
+        if target.register == SAMPLE:
+            shown = row.sample == 0 and row.job.on_preview is not None
+            if target.rule is not EnsembleUpdate:
+                if shown:
+                    wanted.places.append(row)
+            elif shown or (row.program.keeps_history and not row.last):
+                kept[place] = len(wanted.predictions)
+                wanted.predictions.append(row)
+    _put(updates.slots, [scratch if u is None else row.slot for row, u in zip(rows, found, strict=True)], scratch)
+    _put(updates.samples, [0 if u is None or u.shared else row.sample for row, u in zip(rows, found, strict=True)], 0)
+    _put(updates.draws, [0 if u is None or u.noise is None else u.noise for u in found], 0)
+    _put(updates.decisions, [0 if u is None or u.decision is None else u.decision for u in found], 0)
+    _put(updates.kept, kept, -1)
+
+
+def _update(line: Line, target: Target) -> Update | None:
+    return next((u for u in line.updates if (u.register, type(u.rule), u.output) == target), None)
+
+
+def _anchors(line: Line, register: str) -> bool:
+    return line.sets_anchor and any(update.register == register for update in line.updates)
+
+
+def _latent(row: Row) -> int:
+    if row.current.latent is None:
+        raise Internal(f"the program gives no latent at step {row.line + 1}, which the network takes")
+    return row.current.latent
+
+
+def _put(column: npt.NDArray[Any], values: Any, padding: float) -> None:
+    column[: len(values)] = values
+    column[len(values) :] = padding

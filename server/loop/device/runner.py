@@ -1,0 +1,168 @@
+"""Runs the batches of one model on a device: fills in what the step is told, launches it, and reads what it gave."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from export.runtime.device import DeviceSession
+from models.bundle import Bundle
+from models.program import SAMPLE, Line
+
+from ...config import Limits
+from ...types import Batch, Row
+from ..sizes import RowSizes
+from ..step import NetworkError
+from .control import Control, Wanted, write
+from .finish import DeviceStep, Downloads, Shown
+from .plan import Plan, known_plans, plan_of
+from .pools import Pools
+from .step import StepFunction
+from .stream import Stream
+
+
+class DeviceRunner:
+    """One loaded model on a device: its sessions, state pools and captured steps. Used by the engine's thread alone."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        sessions: Mapping[str, DeviceSession],
+        limits: Limits,
+        stream: Stream,
+        *,
+        fixed_rows: Mapping[str, int],
+    ) -> None:
+        """fixed_rows: networks that run at one fixed batch size, padded, so that their results cannot depend on it."""
+        self.card = bundle.card
+        self.capacity = RowSizes.of(self.card).slots(limits)
+        self._sessions = sessions
+        self._stream = stream
+        self._fixed_rows = fixed_rows
+        self._buckets = buckets(limits.max_batch_rows)
+        self._plans = known_plans(self.card)
+        self._pools = Pools(self.card, self.capacity, self._buckets[-1], stream.device)
+        self._functions: dict[tuple[Plan, int], StepFunction] = {}
+
+    @property
+    def captured(self) -> int:
+        """How many steps are ready to launch; no more than plans times buckets."""
+        return len(self._functions)
+
+    def warm_up(self) -> None:
+        """Capture the steps of all known plans at every batch bucket, the widest first: the others use its memory.
+
+        Where nothing is captured, run them at a few sizes. From the thread that loads the model, while others are
+        served.
+        """
+        sizes = self._buckets[::-1] if self._stream.captures else (2, 1)
+        with self._stream.active(), torch.no_grad():
+            for plan in self._plans:
+                fixed = self._fixed_rows.get(plan.network)
+                for rows in sizes if fixed is None else (fixed,):
+                    self._make(plan, rows).capture()
+
+    def enqueue(self, batch: Batch) -> DeviceStep:
+        """Give the device the batch's step, and what it is to give back. Returns before the device has run it.
+
+        Raises:
+            NetworkError: the network could not be run; no state has been changed, but for starts that can be made anew.
+        """
+        with self._stream.active(), torch.no_grad():
+            rows, lines = batch.rows, [row.current for row in batch.rows]
+            function = self._function(batch, lines)
+            memory, control = held = function.host_control()
+            wanted = write(control, self.card, function.plan, rows, lines, self._pools.scratch)
+            began = self._stream.mark()
+            if wanted.images:
+                self._upload_images(wanted.images)
+            function.upload(memory)
+            try:
+                function.launch()
+            except Exception as error:
+                raise NetworkError(f"network {batch.network} failed: {error}") from error
+            self._keep_history(rows, lines, wanted)
+            results = self._stream.download(function.results.tensor)
+            collected = self._collect(function.control, wanted, batch.kind)
+            ended = self._stream.mark()
+            downloads = Downloads(results, *self._download(wanted, collected))
+            marks = began, ended, self._stream.mark(aside=True)
+            return DeviceStep(batch, lines, function.results, downloads, marks, lambda: function.let_go(held))
+
+    def _function(self, batch: Batch, lines: Sequence[Line]) -> StepFunction:
+        needed = plan_of(batch.network, batch.kind, lines)
+        plan = next((plan for plan in self._plans if plan.covers(needed)), needed)
+        rows = self._rows(batch.network, batch.network_rows)
+        function = self._functions.get((plan, rows))
+        # A capture takes far longer than a step: what was not captured when the model came runs without.
+        return function if function is not None else self._make(plan, rows)
+
+    def _rows(self, network: str, network_rows: int) -> int:
+        """How many rows the network gets, with the padding."""
+        fixed = self._fixed_rows.get(network, 0)
+        if network_rows <= fixed:
+            return fixed
+        return next(n for n in self._buckets if n >= network_rows) if self._stream.captures else network_rows
+
+    def _make(self, plan: Plan, rows: int) -> StepFunction:
+        function = StepFunction(self.card, plan, rows, self._sessions[plan.network], self._pools, self._stream)
+        self._functions[plan, rows] = function
+        return function
+
+    def _upload_images(self, images: Sequence[np.ndarray]) -> None:
+        count, elements = len(images), self._pools.elements[SAMPLE]
+        memory = self._stream.host_buffer(4 * count * elements)
+        values = memory.view(torch.float32).view(count, elements)
+        np.stack(images, out=values.numpy())
+        self._stream.upload(values, self._pools.images[:count])
+
+    def _keep_history(self, rows: Sequence[Row], lines: Sequence[Line], wanted: Wanted) -> None:
+        """Add the weighted predictions of the steps before (iDDIM eq. 4), and keep those of this one.
+
+        Beside the captured step, as `custom` is the one sampler that needs them.
+        """
+        for row, line in zip(rows, lines, strict=True):
+            for update in line.updates:
+                for weight, before in zip(update.history, row.history, strict=False):
+                    self._pools.state[update.register][row.slot].add_(before, alpha=weight)
+        for place, row in enumerate(wanted.predictions):
+            if row.program.keeps_history and not row.last:
+                row.history.append(self._pools.predictions[place].clone())
+
+    def _collect(self, control: Control, wanted: Wanted, kind: str) -> _Collected:
+        """What the host gets beside the results, in tensors that no later step writes to."""
+        finals, places = len(wanted.finals), len(wanted.places)
+        shows = any(row.sample == 0 and row.job.on_preview is not None for row in wanted.predictions)
+        pool = self._pools.chains().place if kind == "metropolis" and places else self._pools.state[SAMPLE]
+        return _Collected(
+            self._pools.state[SAMPLE].index_select(0, control.collected[:finals]) if finals else None,
+            pool.index_select(0, control.collected[finals : finals + places]) if places else None,
+            self._pools.predictions[: len(wanted.predictions)].clone() if shows else None,
+        )
+
+    def _download(self, wanted: Wanted, collected: _Collected) -> tuple[Shown, tuple[Shown, Shown]]:
+        finals, places, predictions = (
+            None if tensor is None else self._stream.download(tensor, aside=True) for tensor in collected
+        )
+        return (wanted.finals, finals), ((wanted.places, places), (wanted.predictions, predictions))
+
+
+class _Collected(NamedTuple):
+    finals: Tensor | None
+    places: Tensor | None
+    predictions: Tensor | None
+
+
+def buckets(largest: int) -> tuple[int, ...]:
+    """The numbers of network rows that steps are captured for: powers of two, up to the largest batch.
+
+    At least 1 and 2, as one guided row takes two.
+    """
+    powers = [1, 2]
+    while powers[-1] < largest:
+        powers.append(min(largest, 2 * powers[-1]))
+    return tuple(powers)

@@ -1,0 +1,218 @@
+"""One step on the device: gather, network, fused updates. It reads and writes tensors whose places are fixed alone, so
+that a CUDA graph can hold the whole of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import kernels.ops  # noqa: F401  (makes the operators known)
+from export.runtime.device import DeviceSession
+from kernels import philox_torch
+from kernels.reference import metropolis_step
+from models.bundle import ModelCard, TensorSpec
+from models.program import SAMPLE, EnsembleUpdate, LangevinUpdate, start_draw
+
+from .control import Control, Updates
+from .plan import Plan, Target
+from .pools import Pools
+from .stream import Stream
+
+ops = torch.ops.fewstep
+
+ENERGY = "energy"
+FINITE, NORM, LEVEL = "nonfinite", "norm", "level"
+
+
+class Results:
+    """What a step tells of its rows, float32 `(names, rows)`, of which `row_of` gives the places.
+
+    "energy": the network's first output, of every step but those of the kind ensemble. By target: "nonfinite", 1 where
+    the new state is not; "norm" of the gradient that the update used; "level", the energy at a chain's place (MALA).
+    """
+
+    def __init__(self, plan: Plan, rows: int, device: torch.device) -> None:
+        names: list[str | tuple[Target, str]] = [] if plan.kind == "ensemble" else [ENERGY]
+        for target in plan.targets:
+            names.append((target, FINITE))
+            if target.rule is not EnsembleUpdate:
+                names.append((target, NORM))
+            if target.rule not in (EnsembleUpdate, LangevinUpdate):
+                names.append((target, LEVEL))
+        self.row_of = {name: index for index, name in enumerate(names)}
+        self.tensor = torch.zeros(len(names), rows, dtype=torch.float32, device=device)
+
+    def put(self, name: str | tuple[Target, str], values: Tensor) -> None:
+        self.tensor[self.row_of[name], : len(values)].copy_(values)
+
+
+class StepFunction:
+    """A plan for one number of network rows, `run` from its `control` to its `results`.
+
+    Not to be called twice at a time.
+    """
+
+    def __init__(
+        self, card: ModelCard, plan: Plan, rows: int, session: DeviceSession, pools: Pools, stream: Stream
+    ) -> None:
+        device = stream.device
+        self.plan, self.rows = plan, rows
+        self._card = card
+        self._session = session
+        self._pools = pools
+        self._stream = stream
+        size = Control.size(card, plan, rows)
+        self._buffer = torch.zeros(size, dtype=torch.uint8, device=device)
+        self.control = Control.on_device(card, plan, rows, self._buffer)
+        self.results = Results(plan, rows, device)
+        self._inputs = self._network_inputs(device)
+        self._start_draws = {
+            name: torch.full((rows,), start_draw(index), dtype=torch.int64, device=device)
+            for index, name in enumerate(card.register_shapes())
+        }
+        self._free: list[tuple[Tensor, Control]] = []
+        self.launch: Callable[[], None] = self.run
+        self.rest()
+
+    def rest(self) -> None:
+        """Make every row padding, so that a run touches no state but the scratch slot's."""
+        control = self.control
+        self._buffer.zero_()
+        for column in (control.slots, control.collected, *(updates.slots for updates in control.updates.values())):
+            column.fill_(self._pools.scratch)
+        for column in (control.images, *(updates.kept for updates in control.updates.values())):
+            column.fill_(-1)
+        control.null_rows.copy_(torch.arange(self.rows))
+
+    def capture(self) -> None:
+        """From now on `launch` is one launch of the whole step, where the device and the engine can do that."""
+        if self._session.capturable:
+            self.launch = self._stream.capture(self.run)
+        else:
+            self.run()
+
+    # -- the host's side --------------------------------------------------------------------------
+
+    def host_control(self) -> tuple[Tensor, Control]:
+        """A control to be filled and given to `upload`, and the memory that it lies in; given back by `let_go`."""
+        if self._free:
+            return self._free.pop()
+        memory = self._stream.host_buffer(self._buffer.numel())
+        return memory, Control.on_host(self._card, self.plan, self.rows, memory.numpy().view(np.uint8))
+
+    def upload(self, memory: Tensor) -> None:
+        self._stream.upload(memory, self._buffer)
+
+    def let_go(self, held: tuple[Tensor, Control]) -> None:
+        """The device has read it."""
+        self._free.append(held)
+
+    # -- the device's side ------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Take the rows of `control` one line further. Only gives work to the device; never waits for it."""
+        control, pools = self.control, self._pools
+        for name in self._card.register_shapes():
+            is_sample = name == SAMPLE
+            ops.gather(
+                pools.state[name],
+                control.slots,
+                self._inputs.get(name),
+                anchor=pools.anchor[name],
+                modes=control.modes[name],
+                accumulator=pools.accumulator if is_sample else None,
+                stds=control.stds[name],
+                images=pools.images if is_sample else None,
+                image_rows=control.images if is_sample else None,
+                seeds=control.seeds,
+                samples=control.starts,
+                draws=self._start_draws[name],
+            )
+        if "latent" in self._inputs:
+            ops.normal_(self._inputs["latent"], control.seeds, control.samples, control.latents)
+        outputs = self._session.run(self._inputs)
+        if self.plan.kind != "ensemble":
+            self.results.put(ENERGY, outputs[0].flatten())
+        for target, updates in control.updates.items():
+            if target.rule is EnsembleUpdate:
+                self._ensemble(target, updates, outputs)
+            elif target.rule is LangevinUpdate:
+                self._langevin(target, updates, outputs)
+            else:
+                self._metropolis(target, updates, outputs)
+
+    def _ensemble(self, target: Target, updates: Updates, outputs: tuple[Tensor, ...]) -> None:
+        pools, is_sample = self._pools, target.register == SAMPLE
+        guided = self._card.labels is not None and self._card.labels.null is not None
+        nonfinite = ops.ensemble_step(
+            pools.state[target.register],
+            updates.slots,
+            outputs[target.output],
+            updates.coefficients,
+            anchor=pools.anchor[target.register],
+            null_rows=self.control.null_rows if guided else None,
+            accumulator=pools.accumulator if is_sample else None,
+            seeds=self.control.seeds,
+            samples=updates.samples,
+            draws=updates.draws,
+            prediction=pools.predictions if is_sample else None,
+            prediction_rows=updates.kept if is_sample else None,
+        )
+        self.results.put((target, FINITE), nonfinite)
+
+    def _langevin(self, target: Target, updates: Updates, outputs: tuple[Tensor, ...]) -> None:
+        norms, nonfinite = ops.langevin_step(
+            self._pools.state[target.register],
+            updates.slots,
+            outputs[target.output],
+            updates.coefficients,
+            anchor=self._pools.anchor[target.register],
+            seeds=self.control.seeds,
+            samples=updates.samples,
+            draws=updates.draws,
+        )
+        self.results.put((target, FINITE), nonfinite)
+        self.results.put((target, NORM), norms)
+
+    def _metropolis(self, target: Target, updates: Updates, outputs: tuple[Tensor, ...]) -> None:
+        """In plain torch operations: two sums over a row and a decision in between are no work for one launch."""
+        chains, control = self._pools.chains(), self.control
+        gradient = outputs[target.output].flatten(1).float()
+        elements = gradient.shape[1]
+        places, levels, norms = metropolis_step(
+            self._pools.state[target.register],
+            updates.slots,
+            outputs[0].flatten().float(),
+            gradient,
+            updates.coefficients,
+            place=chains.place,
+            slope=chains.slope,
+            level=chains.level,
+            decision=philox_torch.normal(control.seeds, control.samples, updates.decisions, 1)[:, 0],
+            noise=philox_torch.normal(control.seeds, updates.samples, updates.draws, elements),
+        )
+        self.results.put((target, FINITE), (~torch.isfinite(places).all(1)).float())
+        self.results.put((target, NORM), norms)
+        self.results.put((target, LEVEL), levels)
+
+    def _network_inputs(self, device: torch.device) -> dict[str, Tensor]:
+        """The network's input tensors: those that the gather writes, and columns of the control."""
+        inputs: dict[str, Tensor] = {}
+        registers = self._card.register_shapes()
+        for spec in self._card.networks[self.plan.network].inputs:
+            if spec.name == "label":
+                inputs[spec.name] = self.control.labels
+            elif spec.name == "latent" or spec.name in registers:
+                inputs[spec.name] = self._wide(spec, device)
+            else:
+                inputs[spec.name] = self.control.scalars[spec.name]
+        return inputs
+
+    def _wide(self, spec: TensorSpec, device: torch.device) -> Tensor:
+        last = self._session.channels_last and len(spec.shape) == 3
+        layout = torch.channels_last if last else torch.contiguous_format
+        shape = (self.rows, *spec.shape)
+        return torch.zeros(shape, dtype=self._session.dtype, device=device).contiguous(memory_format=layout)

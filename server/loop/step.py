@@ -1,0 +1,48 @@
+"""What the engine knows of whoever runs its batches."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ..errors import Internal
+from ..types import Batch, Row
+
+
+class NetworkError(Exception):
+    """The network failed on a batch; its rows' states are as before, so that they may be tried again."""
+
+
+class Step(Protocol):
+    """A batch that runs, or has run."""
+
+    def finish(self) -> float:
+        """Wait until it has run, and put on the rows what it gave (`server.types.Row`).
+
+        Returns the seconds that the engine took of it.
+        """
+
+
+class Runner(Protocol):
+    """One loaded model. Used by the engine's thread alone."""
+
+    @property
+    def capacity(self) -> int:
+        """Slots: how many rows may be in flight."""
+
+    def warm_up(self) -> None:
+        """Do what would make the first requests slow. From the thread that loads the model."""
+
+    def enqueue(self, batch: Batch) -> Step:
+        """Take every row of the batch one line further, in the order of these calls.
+
+        The rows may be in the next batch as soon as this has returned.
+
+        Raises:
+            NetworkError: the network could not be run.
+        """
+
+
+def non_finite(row: Row, line: int) -> Internal:
+    """How a row fails that became infinite or not a number at line `line` (from 0)."""
+    step = f"step {line + 1} of {len(row.program.lines)}"
+    return Internal(f"sample {row.sample} of seed {row.seed} became non-finite at {step}")

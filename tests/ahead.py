@@ -1,0 +1,75 @@
+"""A server whose device is like a GPU, on the CPU: padded batches, steps given ahead, results that come late."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from export.runtime.device import open_device_runtime
+from server import app
+from server.backend import AHEAD, DeviceBackend
+from server.config import Config
+from server.loop.device.stream import HostStream
+
+from .running import RunningServer, running_server
+
+
+class LateStream(HostStream):
+    """What was downloaded is garbage until a mark behind it has been waited for."""
+
+    captures = True
+
+    def __init__(self) -> None:
+        self.captured = 0
+        self._late: list[Callable[[], object]] = []
+
+    def download(self, source: torch.Tensor, *, aside: bool = False) -> torch.Tensor:
+        arrived = source.clone()
+        target = torch.full_like(arrived, torch.nan)
+        self._late.append(lambda: target.copy_(arrived))
+        return target
+
+    def mark(self, *, aside: bool = False) -> LateMark:
+        late, self._late = self._late, []
+        return LateMark(late)
+
+    def capture(self, function: Callable[[], None]) -> Callable[[], None]:
+        self.captured += 1
+        function()
+        return function
+
+
+class LateMark:
+    def __init__(self, late: list[Callable[[], object]]) -> None:
+        self._late = late
+        self.passed = False
+
+    def wait(self) -> None:
+        for arrive in self._late:
+            arrive()
+        self._late = []
+        self.passed = True
+
+    def seconds_since(self, earlier: LateMark) -> float:
+        assert self.passed, "an event that has not been waited for has no time"
+        return 0.001
+
+
+@contextmanager
+def server_ahead(repository: Path, **options: Any) -> Iterator[RunningServer]:
+    """A server on torch with such a device; `server.late` tells what was captured."""
+    stream = LateStream()
+
+    def open_backend(config: Config) -> DeviceBackend:
+        return DeviceBackend(open_device_runtime("torch", stream.device), stream, AHEAD)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(app, "open_backend", open_backend)
+        with running_server(repository, engine="torch", **options) as server:
+            server.late = stream  # type: ignore[attr-defined]
+            yield server
