@@ -8,6 +8,8 @@ import triton.language as tl
 # float32 of 2^-32 and 2 pi 2^-32.
 _WORD: tl.constexpr = tl.constexpr(2.3283064365386963e-10)
 _TURN: tl.constexpr = tl.constexpr(1.4629180792671596e-09)
+# Bits of sqrt(1/2).
+_ROOT_HALF: tl.constexpr = tl.constexpr(0x3F3504F3)
 
 
 @triton.jit
@@ -36,19 +38,45 @@ def normal(seed, sample, draw, block):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def box_muller(radius_word, angle_word):  # type: ignore[no-untyped-def]
-    """Two independent standard normals of two words, with uniforms `(word + 1/2) / 2^32`."""
-    uniform = (radius_word.to(tl.float32) + 0.5) * _WORD
-    # float32 cannot tell words near 2^32 apart; their complement v it can. With w the rounded 1 - v, Kahan's correction
-    # gives log(1 - v) as log(w) v / (1 - w).
-    complement = ((radius_word ^ 0xFFFFFFFF).to(tl.float32) + 0.5) * _WORD
-    rest = 1.0 - complement
-    gap = 1.0 - rest
-    log = tl.log(tl.where(uniform < 0.5, uniform, rest))
-    corrected = tl.where(gap == 0.0, -complement, log * complement / tl.where(gap == 0.0, 1.0, gap))
-    log = tl.where(uniform < 0.5, log, corrected)
-    radius = tl.sqrt(-2.0 * log)
-    angle = (angle_word.to(tl.float32) + 0.5) * _TURN
-    return radius * tl.cos(angle), radius * tl.sin(angle)
+    """Two independent standard normals of two words, with uniforms `(word + 1/2) / 2^32`.
+
+    Logarithm, sine and cosine are polynomials (Cephes, Moshier 1989: logf, sinf, cosf): a kernel has some hundred
+    instructions an element for as long as its bytes take, and the library's functions, whose way out for large
+    arguments is not needed here, would take that up by themselves and spill.
+    """
+    radius = tl.sqrt(-2.0 * _log_of_uniform(radius_word))
+    # The quarter of the turn in integers, so that the rest, within an eighth of a turn from 0, is exact.
+    quarter = (angle_word + 0x20000000) >> 30
+    rest = (angle_word - (quarter << 30)).to(tl.int32, bitcast=True)
+    x = (rest.to(tl.float32) + 0.5) * _TURN
+    z = x * x
+    sine = ((-1.9515295891e-4 * z + 8.3321608736e-3) * z - 1.6666654611e-1) * z * x + x
+    cosine = ((2.443315711809948e-5 * z - 1.388731625493765e-3) * z + 4.166664568298827e-2) * z * z + (1.0 - 0.5 * z)
+    odd = (quarter & 1) != 0
+    first = tl.where(odd, sine, cosine) * radius
+    second = tl.where(odd, cosine, sine) * radius
+    # The cosine is negative in quarters 1 and 2, the sine in 2 and 3.
+    first = first.to(tl.uint32, bitcast=True) ^ (((quarter + 1) & 2) << 30)
+    second = second.to(tl.uint32, bitcast=True) ^ ((quarter & 2) << 30)
+    return first.to(tl.float32, bitcast=True), second.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _log_of_uniform(word):  # type: ignore[no-untyped-def]
+    """The logarithm of `(word + 1/2) / 2^32`."""
+    bits = ((word.to(tl.float32) + 0.5) * _WORD).to(tl.int32, bitcast=True)
+    # u = 2^power m, m in [sqrt(1/2), sqrt(2)); the shift of a negative number rounds down.
+    power = (bits - _ROOT_HALF) >> 23
+    t = (bits - (power << 23)).to(tl.float32, bitcast=True) - 1.0
+    # Near 1 float32 cannot tell the words apart, but what is missing to 1 it can.
+    missing = ((word ^ 0xFFFFFFFF).to(tl.float32) + 0.5) * _WORD
+    t = tl.where(power == 0, -missing, t)
+    z = t * t
+    y = ((7.0376836292e-2 * t - 1.1514610310e-1) * t + 1.1676998740e-1) * t - 1.2420140846e-1
+    y = ((y * t + 1.4249322787e-1) * t - 1.6668057665e-1) * t + 2.0000714765e-1
+    y = (y * t - 2.4999993993e-1) * t + 3.3333331174e-1
+    of_two = power.to(tl.float32)
+    return (y * t * z - 2.12194440e-4 * of_two - 0.5 * z) + t + 0.693359375 * of_two
 
 
 @triton.jit

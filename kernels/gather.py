@@ -113,7 +113,7 @@ def gather(
         x = state[slot]   else, and anchor[slot] = x with ANCHORS
         network_input[r] = x
 
-    A row with COPY is the guided copy of another row of the launch, with its slot, keys, std and image: it works x out
+    A row with COPY is the guided copy of another row of the launch, with all that the other has: it works x out
     by itself, as what the other writes need not be there yet, and writes network_input alone. So does a row with mode
     0; those that pad a batch have it.
     stds: `(rows,)` float32; 0: no noise is made. seeds, samples, draws: `(rows,)` int64, the noise's keys, see

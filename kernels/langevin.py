@@ -26,8 +26,9 @@ from .launch import (
 )
 from .reference import LANGEVIN_COLUMNS
 
-WHOLE_ROW = 16384
-"""Up to so many elements one program holds a row in its registers, so that its norm costs no second reading."""
+WHOLE_ROW = 8192
+"""Up to so many elements one program holds a row in its registers, so that its norm costs no second reading; with twice
+as many, and noise, the registers of its 512 threads spill."""
 BLOCK = 2048
 
 
