@@ -13,6 +13,7 @@ from server.client import FewstepError
 
 from . import demo, quality, soak
 from .compare import command as compare
+from .end_to_end import command as end_to_end
 from .faults import command as faults
 from .gate import command as gate
 from .load import command as load
@@ -28,6 +29,7 @@ MEASUREMENTS = {
     "peers": peers,
     "profile": profile,
     "simulate": simulate,
+    "end-to-end": end_to_end,
     "gate": gate,
     "demo": demo,
     "quality": quality,

@@ -1,0 +1,238 @@
+"""A model loaded in an engine, on the CPU or on a device, and who can run a case with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from time import perf_counter
+from types import TracebackType
+from typing import Generic, Protocol, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from export.runtime import open_runtime
+from export.runtime.device import DeviceSession, open_device_runtime
+from models.bundle import Bundle
+from models.program import Program
+from server.backend import AHEAD, TURN, Backend, DeviceBackend, HostBackend
+from server.loop.device.stream import CudaStream, HostStream, Stream
+
+from .cases import Case
+from .contenders import Run, bare, images_of, random_inputs
+from .loops import Loops
+from .served import Served, Taken
+
+SERVED, BARE, EAGER, COMPILED = "served", "bare", "eager", "compiled"
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+S = TypeVar("S", covariant=True)
+
+
+class Loaded(Protocol):
+    """A model with one engine. A context manager: what it started ends with it."""
+
+    @property
+    def engine(self) -> str:
+        """The engine's name."""
+
+    @property
+    def contenders(self) -> tuple[str, ...]:
+        """Who can run a case: the server's engine, its networks in a bare loop, plain torch loops."""
+
+    @property
+    def tells_networks(self) -> bool:
+        """Whether the served requests' `Taken.networks` is the networks' own time, and not that of whole steps."""
+
+    def make(self, contender: str, case: Case, program: Program) -> Run:
+        """A contender for a case.
+
+        Raises:
+            EndToEndError: it cannot do that here.
+        """
+
+    def forward_seconds(self, network: str, rows: int) -> float:
+        """What a network takes for so many rows, roughly."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+
+class _Loader(Protocol[S]):
+    def load(self, bundle: Bundle, network: str) -> S: ...
+
+
+class _Once(Generic[S]):
+    """A runtime that loads each network once, so that the bare loop has the server's own sessions."""
+
+    def __init__(self, name: str, loader: _Loader[S]) -> None:
+        self.name = name
+        self._loader = loader
+        self.sessions: dict[str, S] = {}
+
+    def load(self, bundle: Bundle, network: str) -> S:
+        if network not in self.sessions:
+            self.sessions[network] = self._loader.load(bundle, network)
+        return self.sessions[network]
+
+
+class _Common:
+    """The server's engine around a backend."""
+
+    def __init__(self, bundle: Bundle, backend: Backend, *, warm_up: bool) -> None:
+        self.card = bundle.card
+        self._served = Served(bundle, backend, warm_up=warm_up)
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._stack.enter_context(self._served)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def _ask(self, case: Case, program: Program) -> Run:
+        images = images_of(self.card, program, case.rows)
+        return lambda: self._served.ask(program, case.rows, images)
+
+
+class LoadedOnHost(_Common):
+    """ONNX Runtime on the CPU."""
+
+    engine = "onnxruntime"
+    contenders = (SERVED, BARE)
+    tells_networks = True
+
+    def __init__(self, bundle: Bundle, threads: int) -> None:
+        """threads: how many a network may use."""
+        runtime = _Once(self.engine, open_runtime(self.engine, threads))
+        super().__init__(bundle, HostBackend(runtime), warm_up=True)
+        self._sessions = runtime.sessions
+
+    def make(self, contender: str, case: Case, program: Program) -> Run:
+        """See `Loaded.make`."""
+        if contender == SERVED:
+            return self._ask(case, program)
+        return bare(self._sessions, self.card, program, case.rows)
+
+    def forward_seconds(self, network: str, rows: int) -> float:
+        """See `Loaded.forward_seconds`."""
+        inputs = random_inputs(self.card, network, rows)
+        return _better(lambda: self._sessions[network].run(inputs))
+
+
+class LoadedOnDevice(_Common):
+    """An engine of `export.runtime.device`: on a GPU, or torch on the CPU."""
+
+    tells_networks = False
+
+    def __init__(self, bundle: Bundle, engine: str, device: torch.device, threads: int) -> None:
+        """threads: of torch, on the CPU.
+
+        Raises:
+            EngineError: the engine, the device or a package is not there, or it cannot run the bundle.
+        """
+        self.engine = engine
+        self.contenders = (SERVED, BARE, EAGER, COMPILED) if engine == "torch" else (SERVED, BARE)
+        open_device_runtime("torch", device)  # says what is wrong with the device before a stream is made there
+        self._stream: Stream
+        if device.type == "cpu":
+            torch.set_num_threads(threads)
+            self._stream, on, depth, turn = HostStream(), None, 1, 1
+        else:
+            stream = CudaStream(device)
+            self._stream, on, depth, turn = stream, stream.steps, AHEAD, TURN
+        runtime = _Once(engine, open_device_runtime(engine, device, on))
+        runtime_on_device = _OnDevice(engine, device, runtime)
+        # On the CPU nothing is captured, and every kind of step at every number of rows would take minutes.
+        backend = DeviceBackend(runtime_on_device, self._stream, depth=depth, turn=turn)
+        super().__init__(bundle, backend, warm_up=device.type != "cpu")
+        self._sessions = runtime.sessions
+        self._bundle = bundle
+        self._replays: dict[tuple[str, int], Callable[[], object]] = {}
+        self._loops: dict[str, Loops] = {}
+
+    def make(self, contender: str, case: Case, program: Program) -> Run:
+        """See `Loaded.make`."""
+        if contender == SERVED:
+            return self._ask(case, program)
+        if contender == BARE:
+            return self._bare(case, program)
+        if contender not in self._loops:
+            precision = next(iter(self._bundle.manifest.graphs.values())).precision
+            compiled = contender == COMPILED
+            loops = Loops(self._bundle, self._stream.device, DTYPES[precision], compiled=compiled)
+            self._loops[contender] = loops
+        return self._loops[contender].loop(case, program)
+
+    def _bare(self, case: Case, program: Program) -> Run:
+        """The networks of the program's lines one after the other, each as a captured graph where that can be."""
+        replays = [self._replay(line.network, case.rows) for line in program.lines]
+
+        def run() -> Taken:
+            began = perf_counter()
+            with self._stream.active(), torch.no_grad():
+                for replay in replays:
+                    replay()
+                mark = self._stream.mark()
+            mark.wait()
+            return Taken(perf_counter() - began)
+
+        return run
+
+    def _replay(self, network: str, rows: int) -> Callable[[], object]:
+        if (network, rows) not in self._replays:
+            session = self._sessions[network]
+            inputs = self._inputs(session, network, rows)
+
+            def call() -> None:
+                session.run(inputs)
+
+            with self._stream.active(), torch.no_grad():
+                self._replays[network, rows] = self._stream.capture(call) if session.capturable else call
+        return self._replays[network, rows]
+
+    def _inputs(self, session: DeviceSession, network: str, rows: int) -> dict[str, Tensor]:
+        shapes = {spec.name: spec.shape for spec in self.card.networks[network].inputs}
+        given = {}
+        for name, array in random_inputs(self.card, network, rows).items():
+            tensor = torch.from_numpy(array).to(self._stream.device)
+            if shapes[name]:
+                tensor = tensor.to(session.dtype)
+            if session.channels_last and tensor.dim() == 4:
+                tensor = tensor.contiguous(memory_format=torch.channels_last)
+            given[name] = tensor
+        return given
+
+    def forward_seconds(self, network: str, rows: int) -> float:
+        """See `Loaded.forward_seconds`."""
+        replay = self._replay(network, rows)
+
+        def run() -> None:
+            with self._stream.active(), torch.no_grad():
+                replay()
+                mark = self._stream.mark()
+            mark.wait()
+
+        return _better(run)
+
+
+class _OnDevice:
+    """See `export.runtime.device.DeviceRuntime`."""
+
+    def __init__(self, name: str, device: torch.device, sessions: _Once[DeviceSession]) -> None:
+        self.name, self.device, self.load = name, device, sessions.load
+
+
+def _better(call: Callable[[], object]) -> float:
+    """Seconds of the better of two calls."""
+    found = []
+    for _ in range(2):
+        began = perf_counter()
+        call()
+        found.append(perf_counter() - began)
+    return min(found)
