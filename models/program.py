@@ -193,6 +193,8 @@ class Program:
     """Whether a line weights the predictions of the lines before it."""
     line_counts: Mapping[tuple[str, str], int] = field(init=False, repr=False, compare=False)
     """How many lines run each network with each kind of update."""
+    alike: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    """For each line, how many lines from it on have its network, its kind of update and its guidance in a row."""
 
     def __post_init__(self) -> None:
         if not self.lines:
@@ -202,6 +204,11 @@ class Program:
         object.__setattr__(self, "gradient_passes", sum(line.takes_gradient for line in self.lines))
         history = any(update.history for line in self.lines for update in line.updates)
         object.__setattr__(self, "keeps_history", history)
+        alike: list[int] = []
+        for line, after in zip(reversed(self.lines), (None, *reversed(self.lines)), strict=False):
+            same = after is not None and _batch_of(line) == _batch_of(after)
+            alike.append(alike[-1] + 1 if same else 1)
+        object.__setattr__(self, "alike", tuple(reversed(alike)))
         object.__setattr__(self, "line_counts", Counter((line.network, line.kind) for line in self.lines))
 
     @property
@@ -211,6 +218,10 @@ class Program:
     def start_std(self, register: str) -> float:
         """The std of a register's start; 0 for one that starts at zero, or at the image alone."""
         return self.noise_scale if register == SAMPLE else self.registers.get(register, 0.0)
+
+
+def _batch_of(line: Line) -> tuple[str, str, bool]:
+    return line.network, line.kind, line.guided
 
 
 def start_draw(register: int = 0) -> int:

@@ -39,7 +39,9 @@ def parse(arguments: list[str] | None = None) -> Config:
     )
     parser.add_argument("--engine", default="onnxruntime", help="onnxruntime (default), torch or tensorrt")
     parser.add_argument(
-        "--device", default="auto", help="cpu, cuda:N, or auto (default): the first GPU where the engine can use one"
+        "--device",
+        default="auto",
+        help="cpu, cuda:N or several with commas, cuda: all, or auto (default): the first GPU the engine can use",
     )
     parser.add_argument("--threads", type=int, help="threads of the engine (default: all cores but one)")
     parser.add_argument(

@@ -22,10 +22,11 @@ from .access.tls import Certificates
 from .api.calls import service_handler
 from .api.native import Models, Sampler, Scorer, Service
 from .api.oip import GRPCInferenceService
-from .backend import open_backend
+from .backend import Backend, open_backends
 from .config import Config, ConfigError
 from .health import Health, Watchdog
 from .loop.engine import Engine
+from .loop.engines import Engines
 from .observability.metrics import Metrics
 from .observability.metrics_server import MetricsServer, Page
 from .observability.status import StatusReader
@@ -62,37 +63,29 @@ class App:
         self._loop = asyncio.get_running_loop()
         self.died: asyncio.Future[BaseException] = self._loop.create_future()
         try:
-            backend = open_backend(config)
+            backends = open_backends(config)
         except (ValueError, ImportError) as error:
             raise ConfigError(f"engine: {error}") from error
         self._tracing = _open_tracing(config)
-        self.engine = Engine(
-            config.limits,
-            batching=config.batching,
-            depth=backend.depth,
-            on_step=lambda *step: self.metrics.observe_step(*step),
-            on_death=self._on_death,
-            traces=self._tracing is not None,
-        )
+        self.engines = Engines([self._engine(backend) for backend in backends])
         self.metrics = Metrics(
-            self.engine.batcher,
+            self.engines,
             config.engine,
             lambda name: self.repository.has(name.removesuffix(".score")),
             limits=config.limits,
-            fixed_rows=lambda *network: self.repository.fixed_rows(*network),
             ready=lambda: not self.trouble(),
         )
         gate = Gate(config.security, self.metrics)
-        self.repository = Repository(config, backend, self.engine)
+        self.repository = Repository(config, backends, self.engines)
         await asyncio.to_thread(self.repository.load_all)
         self._build_grpc(gate)
-        self._watchdog = Watchdog(self.engine, self.health, config.stall_seconds)
+        self._watchdog = Watchdog(self.engines, self.health, config.stall_seconds)
         await self.health.set(False)
         self.port = self._bind(certificates)
         self._http = self._open_metrics_port()
         self.metrics_port = self._http.address[1]
         self._http.start()
-        self.engine.start()
+        self.engines.start()
         await self.server.start()
         await self.health.set(True)
         self._serving = True
@@ -105,32 +98,46 @@ class App:
         """Why no requests are taken; empty where they are. From any thread."""
         if not self._serving:
             return "starting"
-        return self._watchdog.trouble() or ("" if self.engine.batcher.admission.open else "draining")
+        return self._watchdog.trouble() or ("" if self.engines.open else "draining")
 
     async def stop(self) -> bool:
         """Stop cleanly; the order is
 
         1. health says NOT_SERVING, new jobs are refused with UNAVAILABLE;
         2. rows in flight and jobs that wait finish, at most `drain_seconds` long;
-        3. the engine ends, with UNAVAILABLE for what is left; the last answers leave; the metrics port closes;
+        3. the engines end, with UNAVAILABLE for what is left; the last answers leave; the metrics port closes;
         4. the last spans go to the collector.
 
         Returns whether every job finished.
         """
         self._watching.cancel()
         await self.health.set(False)
-        self.engine.close_admission()
-        drained = await asyncio.to_thread(self.engine.drain, self.config.drain_seconds)
+        self.engines.close_admission()
+        drained = await asyncio.to_thread(self.engines.drain, self.config.drain_seconds)
         if not drained:
             log.warning(
-                "stopping with %d requests unfinished after %g s", self.engine.batcher.jobs, self.config.drain_seconds
+                "stopping with %d requests unfinished after %g s",
+                self.engines.totals().requests_open,
+                self.config.drain_seconds,
             )
-        stopped = await asyncio.to_thread(self.engine.stop)
+        stopped = await asyncio.to_thread(self.engines.stop)
         await self.server.stop(STOP_GRACE_SECONDS)
         self._http.stop()
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.stop)
         return drained and stopped
+
+    def _engine(self, backend: Backend) -> Engine:
+        return Engine(
+            self.config.limits,
+            name=f"engine {backend.device}",
+            batching=self.config.batching,
+            depth=backend.depth,
+            turn=backend.turn,
+            on_step=lambda *step: self.metrics.observe_step(*step),
+            on_death=self._on_death,
+            traces=self._tracing is not None,
+        )
 
     def _build_grpc(self, gate: Gate) -> None:
         """The gRPC server with all its services: fewstep's own, the Open Inference Protocol, health and reflection."""
@@ -156,7 +163,7 @@ class App:
             maximum_concurrent_rpcs=config.limits.max_concurrent_calls,
         )
         for service, kind in servicers.items():
-            servicer = kind(self.repository, self.engine, self.metrics, config)
+            servicer = kind(self.repository, self.engines, self.metrics, config)
             handler = service_handler(service, servicer, self.metrics, gate, self._tracing)
             self.server.add_generic_rpc_handlers([handler])
         health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, self.server)
@@ -183,7 +190,7 @@ class App:
 
     def _open_metrics_port(self) -> MetricsServer:
         config = self.config
-        status = StatusReader(config, self.engine, self.repository, self.metrics.recent, self.trouble)
+        status = StatusReader(config, self.engines, self.repository, self.metrics.recent, self.trouble)
         pages = {
             "/": lambda: status_page(status.read()),
             "/status.json": lambda: Page("application/json", msgspec.json.encode(status.read())),
@@ -195,7 +202,7 @@ class App:
             raise ConfigError(f"metrics_port: cannot listen on {address}: {error}") from error
 
     def _on_death(self, error: BaseException) -> None:
-        """The engine's thread ended by itself: the watchdog tells, and whoever runs the app stops it."""
+        """An engine's thread ended by itself: the watchdog tells, and whoever runs the app stops it."""
 
         def tell() -> None:
             if not self.died.done():

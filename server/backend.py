@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-AHEAD = 2  # steps that a GPU is given: the one that runs, and the next
+AHEAD = 2  # batches that a GPU is given: the one that runs, and the next
+TURN = 16  # steps in a row of one batch, while nobody else waits
 
 
 class Backend(Protocol):
@@ -33,7 +34,11 @@ class Backend(Protocol):
 
     @property
     def depth(self) -> int:
-        """How many steps the engine is to give it ahead, the one that runs included."""
+        """How many batches the engine is to give it ahead, the one that runs included."""
+
+    @property
+    def turn(self) -> int:
+        """How many steps in a row a batch may take while nobody else waits."""
 
     @property
     def invariance_known(self) -> bool:
@@ -54,6 +59,7 @@ class HostBackend:
 
     device = "cpu"
     depth = 1
+    turn = 1
     invariance_known = True
 
     def __init__(self, runtime: Runtime) -> None:
@@ -70,9 +76,9 @@ class DeviceBackend:
 
     invariance_known = False
 
-    def __init__(self, runtime: DeviceRuntime, stream: Stream, depth: int) -> None:
+    def __init__(self, runtime: DeviceRuntime, stream: Stream, *, depth: int, turn: int) -> None:
         self.device = str(stream.device)
-        self.depth = depth
+        self.depth, self.turn = depth, turn
         self._runtime = runtime
         self._stream = stream
 
@@ -84,15 +90,27 @@ class DeviceBackend:
         return DeviceRunner(bundle, sessions, limits, self._stream, fixed_rows=fixed_rows)
 
 
-def open_backend(config: Config) -> Backend:
-    """The backend of a configuration; `auto` is the first GPU where the engine can use one, and else the CPU.
+def open_backends(config: Config) -> list[Backend]:
+    """The backends of a configuration, one a device.
+
+    Of the devices `auto` is the first GPU where the engine can use one, and else the CPU; `cuda` is all GPUs.
 
     Raises:
         EngineError: unknown engine, one that cannot run on that device, a device that is not there, or a package is
             missing.
     """
+    if config.device == "auto":
+        return [_open(config, _automatic(config.engine))]
+    if config.device == "cuda":
+        count = _gpus()
+        if not count:
+            raise EngineError("device cuda: NVIDIA's driver shows no GPU here")
+        return [_open(config, f"cuda:{number}") for number in range(count)]
+    return [_open(config, device) for device in config.device.split(",")]
+
+
+def _open(config: Config, device: str) -> Backend:
     engine = config.engine
-    device = _automatic(engine) if config.device == "auto" else config.device
     if engine == DEFAULT_ENGINE and device == "cpu":
         return HostBackend(open_runtime(engine, config.threads))
     if engine not in DEVICE_ENGINES:
@@ -107,11 +125,11 @@ def open_backend(config: Config) -> Backend:
 
     if device == "cpu":
         torch.set_num_threads(config.threads)
-        return DeviceBackend(open_device_runtime(engine, torch.device(device)), HostStream(), 1)
+        return DeviceBackend(open_device_runtime(engine, torch.device(device)), HostStream(), depth=1, turn=1)
     place = torch.device(device)
     open_device_runtime("torch", place)  # says what is wrong with the device before a stream is made there
     stream = CudaStream(place)
-    return DeviceBackend(open_device_runtime(engine, place, stream.steps), stream, AHEAD)
+    return DeviceBackend(open_device_runtime(engine, place, stream.steps), stream, depth=AHEAD, turn=TURN)
 
 
 def _automatic(engine: str) -> str:

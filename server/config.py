@@ -121,7 +121,8 @@ BATCHINGS = ("step", "request")
 class Config:
     """What to serve and where. Port 0 takes a free port; threads are the engine's own.
 
-    device: `cpu`, `cuda:N`, or `auto` for the first GPU where the engine can use one.
+    device: `cpu`, `cuda:N`, several of these with commas between them, `cuda` for all GPUs, or `auto` for the first GPU
+    where the engine can use one.
     batching: by `step`, or by `request` for comparison (`server.loop.cohorts`).
     otlp_endpoint: the collector that traces go to, http://HOST:PORT or https://HOST:PORT; none without it.
     trace_ratio: the share of calls that are traced, of those whose caller does not say.
@@ -157,8 +158,10 @@ class Config:
                 raise ConfigError(f"{name} must be within 0..65535, got {getattr(self, name)}")
         if self.threads < 1:
             raise ConfigError(f"threads must be at least 1, got {self.threads}")
-        if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.device):
-            raise ConfigError(f"device must be auto, cpu or cuda:N, got {self.device!r}")
+        if not re.fullmatch(r"auto|cpu|cuda|cuda:\d{1,3}(,cuda:\d{1,3})*", self.device):
+            raise ConfigError(f"device must be auto, cpu, cuda or cuda:N[,cuda:N...], got {self.device!r}")
+        if len(set(self.device.split(","))) < self.device.count(",") + 1:
+            raise ConfigError(f"device names one twice: {self.device!r}")
         if self.batching not in BATCHINGS:
             raise ConfigError(f"batching must be one of {', '.join(BATCHINGS)}, got {self.batching!r}")
         if not 0 <= self.trace_ratio <= 1:

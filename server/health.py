@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio  # type: ignore[attr-defined]  # the stubs miss it
 
-from .loop.engine import Engine
+from .loop.engines import Engines
 
 log = logging.getLogger(__name__)
 
@@ -19,16 +19,16 @@ class Watchdog:
 
     POLL_SECONDS = 0.5
 
-    def __init__(self, engine: Engine, health: Health, stall_seconds: float) -> None:
-        self._engine = engine
+    def __init__(self, engines: Engines, health: Health, stall_seconds: float) -> None:
+        self._engines = engines
         self._health = health
         self._stall_seconds = stall_seconds
 
     def trouble(self) -> str:
-        """What is wrong with the engine; empty when nothing is."""
-        if not self._engine.alive:
-            return "the engine's thread has ended"
-        if self._engine.step_seconds > self._stall_seconds:
+        """What is wrong with the engines; empty when nothing is."""
+        if not self._engines.alive:
+            return "an engine's thread has ended"
+        if self._engines.step_seconds > self._stall_seconds:
             return f"a step has been running for more than {self._stall_seconds:g} s"
         return ""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from models.samplers import available_refiners, available_samplers
 from .backend import Backend
 from .config import Config, ConfigError
 from .errors import FailedPrecondition, NotFound
-from .loop.engine import Engine
+from .loop.engines import Engines
 from .loop.sizes import RowSizes
 from .loop.step import Runner
 from .names import check_name
@@ -30,16 +30,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Model:
-    """A loaded model: what the API needs to know of it.
-
-    fixed_rows: the networks whose batches are padded, each with the number of rows that they are padded to.
-    """
+    """A loaded model: what the API needs to know of it."""
 
     key: ModelKey
     bundle: Bundle
     calibrations: Mapping[str, Calibration]
     manifest_sha256: str
-    fixed_rows: Mapping[str, int]
     samplers: tuple[str, ...] = field(init=False)
     refiners: tuple[str, ...] = field(init=False)
     programs: ProgramCache = field(init=False)
@@ -86,10 +82,10 @@ class Repository:
     `load`, `unload` and `reload` wait for each other; `find` never waits.
     """
 
-    def __init__(self, config: Config, backend: Backend, engine: Engine) -> None:
+    def __init__(self, config: Config, backends: Sequence[Backend], engines: Engines) -> None:
         self._config = config
-        self._backend = backend
-        self._engine = engine
+        self._backends = backends
+        self._engines = engines
         self._changing = threading.Lock()
         self._models: Mapping[tuple[str, int], Model] = {}
         self._generation = 0
@@ -107,11 +103,6 @@ class Repository:
     def has(self, name: str) -> bool:
         """Whether any version of a model is loaded."""
         return any(other == name for other, _ in self._models)
-
-    def fixed_rows(self, key: ModelKey, network: str) -> int:
-        """The rows that batches of a network are padded to, or 0; 0 also for a model that has been replaced."""
-        model = self._models.get((key.name, key.version))
-        return 0 if model is None or model.key != key else model.fixed_rows.get(network, 0)
 
     def find(self, name: str, version: int) -> Model:
         """A model by name and version; version 0 is the newest.
@@ -227,36 +218,37 @@ class Repository:
             BundleError, EngineError: it cannot be used, whatever the reason.
         """
         try:
-            model, runner = self._ready(directory)
+            model, runners = self._ready(directory)
         except (BundleError, EngineError):
             raise
         # Engines raise exceptions of any kind, and files may vanish or change while they are read.
         except Exception as error:
             raise BundleError(f"{directory}: {type(error).__name__}: {error}") from error
         place = (model.key.name, model.key.version)
-        self._engine.add_model(model.key, runner)
+        self._engines.add_model(model.key, runners)
         old = self._models.get(place)
         self._models = dict(sorted([*self._models.items(), (place, model)], key=lambda item: item[0]))
         if old is not None:
-            self._engine.remove_model(old.key)
+            self._engines.remove_model(old.key)
         log.info("loaded %s version %d: %s", *place, ", ".join(model.card.networks))
         return model
 
-    def _ready(self, directory: Path) -> tuple[Model, Runner]:
+    def _ready(self, directory: Path) -> tuple[Model, list[Runner]]:
         """Load and warm up a bundle."""
         sha256 = sha256_of(directory / MANIFEST)
         bundle = load_bundle(directory)
         name, version = bundle.card.name, bundle.manifest.version
         if (directory.parent.name, directory.name) != (name, str(version)):
             raise BundleError(f"{directory} holds {name} version {version}")
-        fixed_rows = self._fixed_rows(bundle)
-        runner = self._backend.runner(bundle, self._config.limits, fixed_rows)
-        runner.warm_up()
+        runners = []
+        for backend in self._backends:
+            runners.append(backend.runner(bundle, self._config.limits, self._fixed_rows(bundle)))
+            runners[-1].warm_up()
         energy = bundle.card.energy
         scales = energy.scales if energy is not None else ()
         calibrations = {scale.name: Calibration(np.array(scale.calibration)) for scale in scales if scale.calibration}
         self._generation += 1
-        return Model(ModelKey(name, version, self._generation), bundle, calibrations, sha256, fixed_rows), runner
+        return Model(ModelKey(name, version, self._generation), bundle, calibrations, sha256), runners
 
     def _fixed_rows(self, bundle: Bundle) -> dict[str, int]:
         """Networks to run at one padded batch size: in deterministic mode, all that were not measured to be batch
@@ -266,13 +258,13 @@ class Repository:
         return {
             name: self._config.limits.max_batch_rows
             for name, graph in bundle.manifest.graphs.items()
-            if not (self._backend.invariance_known and graph.batch_invariant)
+            if not (self._backends[0].invariance_known and graph.batch_invariant)
         }
 
     def _remove(self, model: Model) -> None:
         place = (model.key.name, model.key.version)
         self._models = {key: other for key, other in self._models.items() if key != place}
-        self._engine.remove_model(model.key)
+        self._engines.remove_model(model.key)
         log.info("unloaded %s version %d", *place)
 
 

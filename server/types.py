@@ -56,6 +56,11 @@ class Row:
         return 2 if self.current.guided else 1
 
     @property
+    def alike(self) -> int:
+        """How many lines from the current one on could be taken together (`Program.alike`)."""
+        return self.program.alike[self.line]
+
+    @property
     def last(self) -> bool:
         """Whether the current line is the last one."""
         return self.line + 1 == len(self.program.lines)
@@ -87,6 +92,7 @@ class Job:
     on_preview, where given, is called with row 0 and the line (from 0) after each of its steps; `preview` is None where
     a step left the sample alone.
     trace: where the engine writes the steps of a call that is traced.
+    device, work: which of several devices it runs on, and the seconds that it is predicted to take there.
     """
 
     model: ModelKey
@@ -109,6 +115,8 @@ class Job:
     row_bytes: int = 0
     entry: tuple[float, int, Job] | None = None
     trace: list[StepRecord] | None = None
+    device: int = 0
+    work: float = 0.0
 
     @property
     def waiting(self) -> int:
@@ -121,7 +129,10 @@ class Batch:
     """Rows that run together: one network, one kind of update.
 
     network_rows: of the lines that the rows are at when the batch is made; they go on after it.
+    steps: how many lines each row takes, one after the other; all have the same network, kind and network rows.
+    padding: network rows that belong to nobody, told by the runner.
     staying: the rows that do not go on to a further line; None before the batcher has been told that they may.
+    failed: the rows that ended their jobs, or would have, once the batch is completed.
     """
 
     model: ModelKey
@@ -129,7 +140,10 @@ class Batch:
     kind: str
     rows: list[Row]
     network_rows: int
+    steps: int = 1
+    padding: int = 0
     staying: list[Row] | None = None
+    failed: list[Row] = field(default_factory=list)
 
     @classmethod
     def of(cls, model: ModelKey, network: str, kind: str, rows: list[Row]) -> Batch:

@@ -12,7 +12,7 @@ import torch
 
 from export.runtime.device import open_device_runtime
 from server import app
-from server.backend import AHEAD, DeviceBackend
+from server.backend import AHEAD, TURN, DeviceBackend
 from server.config import Config
 from server.loop.device.stream import HostStream
 
@@ -61,15 +61,16 @@ class LateMark:
 
 
 @contextmanager
-def server_ahead(repository: Path, **options: Any) -> Iterator[RunningServer]:
-    """A server on torch with such a device; `server.late` tells what was captured."""
-    stream = LateStream()
+def server_ahead(repository: Path, *, devices: int = 1, **options: Any) -> Iterator[RunningServer]:
+    """A server on torch with such devices; `server.late` are the devices."""
+    streams = [LateStream() for _ in range(devices)]
 
-    def open_backend(config: Config) -> DeviceBackend:
-        return DeviceBackend(open_device_runtime("torch", stream.device), stream, AHEAD)
+    def open_backends(config: Config) -> list[DeviceBackend]:
+        runtimes = [open_device_runtime("torch", stream.device) for stream in streams]
+        return [DeviceBackend(*pair, depth=AHEAD, turn=TURN) for pair in zip(runtimes, streams, strict=True)]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(app, "open_backend", open_backend)
+        patch.setattr(app, "open_backends", open_backends)
         with running_server(repository, engine="torch", **options) as server:
-            server.late = stream  # type: ignore[attr-defined]
+            server.late = streams  # type: ignore[attr-defined]
             yield server

@@ -14,6 +14,7 @@ import grpc
 from protos import fewstep_pb2 as pb
 from server.app import App
 from server.config import Config, Limits
+from server.loop.engine import Engine
 
 UNCUT = Limits(step_seconds=60.0)
 """For tests that say which batches run: on a slow machine the default cuts them after fewer rows."""
@@ -29,6 +30,12 @@ class RunningServer:
         self.loop = loop
         self.address = f"127.0.0.1:{app.port}"
         self.channel = self.open_channel(credentials)
+
+    @property
+    def engine(self) -> Engine:
+        """The engine of a server with one device."""
+        (engine,) = self.app.engines
+        return engine
 
     def open_channel(self, credentials: grpc.ChannelCredentials | None = None) -> grpc.Channel:
         """A channel of its own, with TLS where credentials are given."""

@@ -19,7 +19,7 @@ from grpc_status import rpc_status
 from ..access.clients import CLIENT, UNLIMITED
 from ..access.gate import Gate
 from ..errors import STATUS, InvalidArgument, ModelGone, Overloaded, ServerError
-from ..loop.engine import Engine
+from ..loop.engines import Engines
 from ..observability.call import CALL, REQUEST_ID, Call
 from ..observability.metrics import Metrics
 from ..types import Job, Row
@@ -57,8 +57,8 @@ class StepPreview(NamedTuple):
 class PendingJob:
     """What a coroutine waits for. The engine's thread talks to it through the event loop only."""
 
-    def __init__(self, engine: Engine, mailbox: Mailbox) -> None:
-        self._engine = engine
+    def __init__(self, engines: Engines, mailbox: Mailbox) -> None:
+        self._engines = engines
         self._mailbox = mailbox
         self._ended: asyncio.Future[ServerError | None] = asyncio.get_running_loop().create_future()
 
@@ -77,7 +77,7 @@ class PendingJob:
         Raises:
             ServerError: the job was refused, or failed.
         """
-        with _Submitted(self._engine, job):
+        with _Submitted(self._engines, job):
             error = await self._ended
         if error is not None:
             raise error
@@ -89,12 +89,12 @@ class _Submitted:
     A class and not a generator with `contextmanager`, which takes several times as long; each call pays for it.
     """
 
-    __slots__ = ("_engine", "_held", "_job")
+    __slots__ = ("_engines", "_held", "_job")
 
-    def __init__(self, engine: Engine, job: Job) -> None:
-        self._engine = engine
+    def __init__(self, engines: Engines, job: Job) -> None:
+        self._engines = engines
         self._job = job
-        self._held = CLIENT.get(UNLIMITED).holding(len(job.rows), engine.batcher.admission.drain)
+        self._held = CLIENT.get(UNLIMITED).holding(len(job.rows), engines)
 
     def __enter__(self) -> None:
         call = CALL.get()
@@ -102,7 +102,7 @@ class _Submitted:
         try:
             if call is not None and call.trace is not None:
                 call.trace.follow(self._job)
-            self._engine.submit(self._job)
+            self._engines.submit(self._job)
         except BaseException:
             self._held.__exit__()
             raise
@@ -110,14 +110,14 @@ class _Submitted:
     def __exit__(self, *error: object) -> None:
         self._held.__exit__()
         if not self._job.ended:
-            self._engine.cancel(self._job)
+            self._engines.cancel(self._job)
 
 
 class PreviewedJob(PendingJob):
     """A job whose steps are told, too."""
 
-    def __init__(self, engine: Engine, mailbox: Mailbox) -> None:
-        super().__init__(engine, mailbox)
+    def __init__(self, engines: Engines, mailbox: Mailbox) -> None:
+        super().__init__(engines, mailbox)
         self._previews: asyncio.Queue[StepPreview | None] = asyncio.Queue()  # None: there are no more
 
     def on_preview(self, row: Row, line: int) -> None:
@@ -137,7 +137,7 @@ class PreviewedJob(PendingJob):
     async def previews(self, job: Job) -> AsyncGenerator[StepPreview, None]:
         """Submit the job; yields what its steps gave and returns when it is done. Otherwise as `done`."""
         job.on_preview = self.on_preview
-        with _Submitted(self._engine, job):
+        with _Submitted(self._engines, job):
             while (preview := await self._previews.get()) is not None:
                 yield preview
             error = await self._ended

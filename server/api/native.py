@@ -16,7 +16,7 @@ from protos import fewstep_pb2 as pb
 from .. import __version__
 from ..config import Config
 from ..errors import STATUS, InvalidArgument, ServerError
-from ..loop.engine import Engine
+from ..loop.engines import Engines
 from ..observability.metrics import Metrics
 from ..repository import Model, Repository
 from ..types import Job, Row
@@ -38,14 +38,14 @@ NO_DEADLINE_SECONDS = 1e8
 
 
 class Service:
-    """What the three services share: the models, the engine, and how a job is made and awaited.
+    """What the three services share: the models, the engines, and how a job is made and awaited.
 
     Made within the event loop that answers the calls.
     """
 
-    def __init__(self, repository: Repository, engine: Engine, metrics: Metrics, config: Config) -> None:
+    def __init__(self, repository: Repository, engines: Engines, metrics: Metrics, config: Config) -> None:
         self.repository = repository
-        self.engine = engine
+        self.engines = engines
         self.metrics = metrics
         self.config = config
         self.mailbox = Mailbox(asyncio.get_running_loop())
@@ -53,7 +53,7 @@ class Service:
     @property
     def ready(self) -> bool:
         """Whether requests are taken."""
-        return self.engine.alive and self.engine.batcher.admission.open
+        return self.engines.alive and self.engines.open
 
     def job(self, model: Model, priority: int, pending: PendingJob, deadline: float | None) -> Job:
         """A job without rows."""
@@ -88,13 +88,13 @@ class Sampler(Service):
     """`fewstep.v1.Sampler`."""
 
     async def Sample(self, request: pb.SampleRequest, context: Context) -> pb.SampleResponse:
-        pending = PendingJob(self.engine, self.mailbox)
+        pending = PendingJob(self.engines, self.mailbox)
         call = self._prepare(request, context, pending)
         await pending.done(call.job)
         return self._samples(call)
 
     async def SampleStream(self, request: pb.SampleRequest, context: Context) -> AsyncIterator[pb.SampleEvent]:
-        pending = PreviewedJob(self.engine, self.mailbox)
+        pending = PreviewedJob(self.engines, self.mailbox)
         call = self._prepare(request, context, pending)
         async with aclosing(self._previews(call, pending)) as previews:
             async for preview in previews:
@@ -102,13 +102,13 @@ class Sampler(Service):
         yield pb.SampleEvent(result=self._samples(call))
 
     async def Refine(self, request: pb.RefineRequest, context: Context) -> pb.RefineResponse:
-        pending = PendingJob(self.engine, self.mailbox)
+        pending = PendingJob(self.engines, self.mailbox)
         call = self._prepare_refinement(request, context, pending)
         await pending.done(call.job)
         return self._refined(call)
 
     async def RefineStream(self, request: pb.RefineRequest, context: Context) -> AsyncIterator[pb.RefineEvent]:
-        pending = PreviewedJob(self.engine, self.mailbox)
+        pending = PreviewedJob(self.engines, self.mailbox)
         call = self._prepare_refinement(request, context, pending)
         async with aclosing(self._previews(call, pending)) as previews:
             async for preview in previews:
@@ -236,7 +236,7 @@ class Scorer(Service):
             limit = self.config.limits.max_rows_per_request
             raise InvalidArgument("scales", f"{len(images)} images at {len(plans)} scales, at most {limit} together")
         rate = check_false_alarm_rate(model, request, [name for name, _ in plans])
-        pending = PendingJob(self.engine, self.mailbox)
+        pending = PendingJob(self.engines, self.mailbox)
         job = self.job(model, check_priority(request), pending, deadline)
         seed = check_seed(request)
         flat: Floats = images.reshape(len(images), -1)
@@ -313,18 +313,17 @@ class Models(Service):
         return pb.ReloadModelResponse(models=[_summary(model) for model in models])
 
     async def GetServerStatus(self, request: pb.GetServerStatusRequest, context: Context) -> pb.GetServerStatusResponse:
-        batcher = self.engine.batcher
-        counters = batcher.counters
+        totals = self.engines.totals()
         return pb.GetServerStatusResponse(
             version=__version__,
             engine=self.config.engine,
             ready=self.ready,
-            uptime_seconds=perf_counter() - self.engine.started,
-            rows_in_flight=batcher.rows_in_flight,
-            requests_open=batcher.jobs,
-            requests_total=counters.jobs,
-            batches_total=counters.batches,
-            mean_batch_rows=counters.batch_rows / max(1, counters.batches),
+            uptime_seconds=perf_counter() - self.engines.started,
+            rows_in_flight=totals.rows_in_flight,
+            requests_open=totals.requests_open,
+            requests_total=totals.requests,
+            batches_total=totals.batches,
+            mean_batch_rows=totals.batch_rows / max(1, totals.batches),
         )
 
 

@@ -40,7 +40,7 @@ from protos import inference_pb2 as oip
 from .. import __version__
 from ..config import Config
 from ..errors import STATUS, FailedPrecondition, InvalidArgument, ModelGone, NotFound, ServerError
-from ..loop.engine import Engine
+from ..loop.engines import Engines
 from ..observability.metrics import Metrics
 from ..repository import Repository
 from ..types import Row
@@ -120,9 +120,9 @@ class Answer(NamedTuple):
 class GRPCInferenceService(Service):
     """`inference.GRPCInferenceService`."""
 
-    def __init__(self, repository: Repository, engine: Engine, metrics: Metrics, config: Config) -> None:
-        super().__init__(repository, engine, metrics, config)
-        self._scorer = Scorer(repository, engine, metrics, config)
+    def __init__(self, repository: Repository, engines: Engines, metrics: Metrics, config: Config) -> None:
+        super().__init__(repository, engines, metrics, config)
+        self._scorer = Scorer(repository, engines, metrics, config)
         self._faces = Faces(repository)
         self._statistics: dict[tuple[str, int], oip.ModelStatistics] = {}
 
@@ -267,7 +267,7 @@ class GRPCInferenceService(Service):
         labels = inputs["LABEL"].ravel().tolist() if "LABEL" in inputs else []
         plan = sample_plan(model, _sample_request(parameters, len(seeds), labels), limit, "LABEL")
         priority, deadline = _scheduling(parameters, deadline)
-        pending = PendingJob(self.engine, self.mailbox)
+        pending = PendingJob(self.engines, self.mailbox)
         job = self.job(model, priority, pending, deadline)
         job.rows = [Row(job, seed, 0, plan.program, label) for seed, label in zip(seeds, plan.labels, strict=True)]
         job.row_bytes = model.sizes.row_bytes(plan.program)

@@ -41,9 +41,15 @@ Entry = tuple[float, int, Job]
 class Batcher:
     """Queues, slots and the order in which rows run."""
 
-    def __init__(self, limits: Limits, clock: Callable[[], float], cohorts: Cohorts | None = None) -> None:
-        """cohorts: batch whole requests with them, instead of steps."""
+    def __init__(
+        self, limits: Limits, clock: Callable[[], float], cohorts: Cohorts | None = None, *, turn: int = 1
+    ) -> None:
+        """cohorts: batch whole requests with them, instead of steps.
+
+        turn: how many steps rows may take in one batch while nobody else waits.
+        """
         self._limits = limits
+        self._turn = turn
         self._cohorts = cohorts
         self._clock = clock
         self._models: dict[ModelKey, Slots] = {}
@@ -57,6 +63,8 @@ class Batcher:
         self.admission = Admission(limits)
         self.prediction = Prediction(limits, clock)
         self.counters = Counters()
+        self.work = 0.0
+        """Predicted seconds of the jobs that have not ended, where whoever submits them gives them some."""
 
     # -- models and jobs ---------------------------------------------------------------------
 
@@ -98,6 +106,7 @@ class Batcher:
         model.crowd.enter(job)
         job.remaining = len(job.rows)
         self._jobs.add(job)
+        self.work += job.work
         self.counters.jobs += 1
         model.waiting.add(entry)
         if job.deadline is not None:
@@ -200,7 +209,8 @@ class Batcher:
             if rows:
                 break
         batch = Batch.of(*group, rows)
-        self._returning = (group, sum([not row.last for row in rows]))
+        batch.steps = self._steps_of_turn(batch)
+        self._returning = (group, sum([row.line + batch.steps < len(row.program.lines) for row in rows]))
         for job in {row.job for row in rows}:
             if job.started is None:
                 job.started = now
@@ -247,6 +257,21 @@ class Batcher:
             rows.append(heapq.heappop(queue)[2])
         return rows
 
+    def _steps_of_turn(self, batch: Batch) -> int:
+        """One step; several, up to the step budget's time, where nobody else waits for the device.
+
+        Not for rows whose steps are shown, or whose predictions are kept from one step to the next.
+        """
+        if self._turn == 1 or any(self._ready.values()) or any(slots.waiting for slots in self._models.values()):
+            return 1
+        if any(row.job.on_preview is not None or row.program.keeps_history for row in batch.rows):
+            return 1
+        seconds = self.prediction.round_seconds((batch.model, batch.network), batch.network_rows)
+        if not seconds:
+            return 1
+        within = int(self._limits.step_seconds / seconds)
+        return max(1, min(self._turn, within, *(row.alike for row in batch.rows)))
+
     def _ends_early(self, row: Row, now: float, ended: list[tuple[Job, ServerError | None]]) -> bool:
         """Whether a row is to leave before its next step; ends its job the first time.
 
@@ -274,10 +299,10 @@ class Batcher:
         self._returning = None
         batch.staying = []
         for row in batch.rows:
-            if row.job.ended or row.last or row.failure is not None:
+            if row.job.ended or row.line + batch.steps == len(row.program.lines) or row.failure is not None:
                 batch.staying.append(row)
             else:
-                row.line += 1
+                row.line += batch.steps
                 self._enqueue(row)
 
     def complete(
@@ -288,19 +313,20 @@ class Batcher:
         network_seconds: how many of the seconds the network took.
         A row's `failure` ends its whole job, and nobody else's.
         """
-        network_rows = batch.network_rows
-        self.prediction.record((batch.model, batch.network), network_rows, seconds)
+        network_rows, steps = batch.network_rows, batch.steps
+        self.prediction.record((batch.model, batch.network), network_rows, seconds / steps)
         self._shares.spend((batch.model, batch.kind), seconds)
-        self.counters.batches += 1
-        self.counters.batch_rows += network_rows
+        self.counters.batches += steps
+        self.counters.batch_rows += steps * network_rows
         for job in {row.job for row in batch.rows}:
             job.compute_seconds += seconds
             job.network_seconds += network_seconds
-            job.batches += 1
-            job.batch_rows += network_rows
+            job.batches += steps
+            job.batch_rows += steps * network_rows
+        batch.failed = [row for row in batch.rows if row.failure is not None and not row.job.ended]
         done: list[tuple[Job, ServerError | None]] = [
             (row.job, self._end(row.job, row.failure, "failed"))
-            for row in batch.rows
+            for row in batch.failed
             if row.failure is not None and not row.job.ended
         ]
         if batch.staying is None:
@@ -350,7 +376,9 @@ class Batcher:
     def _forget(self, job: Job) -> None:
         """Mark a job as ended and drop every reference to it but those of its rows in flight."""
         job.ended = True
-        self._jobs.discard(job)
+        if job in self._jobs:
+            self._jobs.discard(job)
+            self.work -= job.work
         if job.entry is not None:
             self._models[job.model].waiting.discard(job.entry)
         if job.deadline is not None:

@@ -49,16 +49,19 @@ class Engine:
         self,
         limits: Limits,
         *,
+        name: str = "engine",
         batching: str = "step",
         depth: int = 1,
+        turn: int = 1,
         clock: Callable[[], float] = perf_counter,
         on_step: StepObserver | None = None,
         on_death: Callable[[BaseException], None] | None = None,
         traces: bool = False,
     ) -> None:
-        """batching: by `step`, or by `request` as `Cohorts` do it.
+        """name: of its thread. batching: by `step`, or by `request` as `Cohorts` do it.
 
-        depth: how many steps the device is given ahead, the one that runs included.
+        depth: how many batches the device is given ahead, the one that runs included. turn: how many steps in a row one
+        may take while nobody else waits.
         on_step is told of every batch and its seconds; on_death of an error that ended the loop itself.
 
         traces: whether there may be jobs with a `trace`.
@@ -75,8 +78,12 @@ class Engine:
         self._step_began: float | None = None
         self._flights: deque[_Flight] = deque()
         self.started = 0.0
-        self.batcher = Batcher(limits, clock, Cohorts() if batching == "request" else None)
-        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+        self.batcher = Batcher(limits, clock, Cohorts() if batching == "request" else None, turn=turn)
+        self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
+
+    def now(self) -> float:
+        """The time of its clock."""
+        return self._clock()
 
     def start(self) -> None:
         self.started = self._clock()
@@ -87,6 +94,11 @@ class Engine:
         with self._changed:
             self._runners[key] = runner
             self.batcher.add_model(key, runner.capacity)
+
+    def close_model(self, key: ModelKey) -> None:
+        """Refuse new jobs of a model; those that it has go on."""
+        with self._changed:
+            self.batcher.close_model(key)
 
     def remove_model(self, key: ModelKey) -> None:
         """Refuse new jobs of a model, wait for those that it has, and forget it."""
@@ -223,8 +235,11 @@ class Engine:
             if not middle:
                 batch.rows[0].failure = StepFailed(str(error))
                 return
+            batch.steps = 1
             for rows in (batch.rows[:middle], batch.rows[middle:]):
-                self._enqueue_or_split(Batch.of(batch.model, batch.network, batch.kind, rows), steps)
+                half = Batch.of(batch.model, batch.network, batch.kind, rows)
+                self._enqueue_or_split(half, steps)
+                batch.padding += half.padding
 
     def _complete(self, flight: _Flight) -> None:
         """Wait for the oldest flight, and let the batcher and the listeners know what it gave."""
@@ -283,7 +298,7 @@ def _record_step(flight: _Flight, started: float, seconds: float) -> None:
     for records, members in traced.values():
         own = sum([2 if row.program.lines[line].guided else 1 for row, line in members])
         lines = [line for _, line in members]
-        first, last = min(lines) + 1, max(lines) + 1
+        first, last = min(lines) + 1, max(lines) + batch.steps
         records.append(StepRecord(batch.network, batch.kind, started, seconds, own, batch.network_rows, first, last))
 
 

@@ -17,6 +17,11 @@ class ModelLoad(NamedTuple):
     waiting: int
     costs: dict[str, tuple[float, float]]
 
+    def beside(self, other: ModelLoad) -> ModelLoad:
+        """The load of both devices; costs are this one's where it has measured some."""
+        sums = (self.in_flight + other.in_flight, self.capacity + other.capacity, self.waiting + other.waiting)
+        return ModelLoad(*sums, other.costs | self.costs)
+
 
 @dataclass(slots=True)
 class Counters:

@@ -177,6 +177,7 @@ class ModelRunner:
                 inputs[name] = np.array([lines[i].scalars[name] for i in order], dtype=np.float32)
         fixed = self._fixed_rows.get(batch.network)
         if fixed is not None:
+            batch.padding = max(0, fixed - len(order))
             inputs = {name: _pad(array, fixed) for name, array in inputs.items()}
         started = perf_counter()
         try:

@@ -33,7 +33,9 @@ class Runner(Protocol):
         """Do what would make the first requests slow. From the thread that loads the model."""
 
     def enqueue(self, batch: Batch) -> Step:
-        """Take every row of the batch one line further, in the order of these calls.
+        """Take every row of the batch as many lines further as it has steps, in the order of these calls.
+
+        Fewer where a later one of its steps cannot be run: its `steps` are then those that were.
 
         The rows may be in the next batch as soon as this has returned.
 

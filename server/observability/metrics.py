@@ -12,8 +12,8 @@ from prometheus_client.core import CounterMetricFamily, Metric
 from .. import __version__
 from ..config import Limits
 from ..errors import StepFailed
-from ..loop.batcher import Batcher
-from ..types import Batch, Job, ModelKey
+from ..loop.engines import Engines
+from ..types import Batch, Job
 from .recent import Recent
 
 SECONDS = (
@@ -30,21 +30,19 @@ class Metrics:
 
     def __init__(
         self,
-        batcher: Batcher,
+        engines: Engines,
         engine: str,
         is_model: Callable[[str], bool] = lambda name: False,
         *,
         limits: Limits | None = None,
-        fixed_rows: Callable[[ModelKey, str], int] = lambda model, network: 0,
         ready: Callable[[], bool] = lambda: False,
     ) -> None:
         """is_model: whether a name that a caller gave is one of a loaded model; others do not become labels.
 
-        fixed_rows: the rows that all batches of a network are padded to, or 0. ready: whether requests are taken.
+        ready: whether requests are taken.
         """
         self._is_model = is_model
-        self._fixed_rows = fixed_rows
-        self._batcher = batcher
+        self._engines = engines
         self._networks: dict[tuple[str, str], _NetworkMetrics] = {}
         self.recent = Recent()
         self.registry = registry = CollectorRegistry()
@@ -75,11 +73,11 @@ class Metrics:
         )
         self.energy = self._histogram("fewstep_energy", "Energies returned.", ("model", "scale"), ENERGIES)
         self._gauge("fewstep_ready", "1 while requests are taken, else 0.", ready)
-        self._gauge("fewstep_rows_in_flight", "Rows that hold a slot.", lambda: batcher.rows_in_flight)
-        self._gauge("fewstep_rows_waiting", "Rows that wait for a slot.", lambda: batcher.admission.waiting_rows)
-        self._gauge("fewstep_bytes_waiting", "Bytes of rows that wait.", lambda: batcher.admission.waiting_bytes)
-        self._gauge("fewstep_requests_open", "Requests that have not ended.", lambda: batcher.jobs)
-        registry.register(_RowsLeft(batcher))
+        self._gauge("fewstep_rows_in_flight", "Rows that hold a slot.", lambda: engines.totals().rows_in_flight)
+        self._gauge("fewstep_rows_waiting", "Rows that wait for a slot.", lambda: engines.totals().rows_waiting)
+        self._gauge("fewstep_bytes_waiting", "Bytes of rows that wait.", lambda: engines.totals().bytes_waiting)
+        self._gauge("fewstep_requests_open", "Requests that have not ended.", lambda: engines.totals().requests_open)
+        registry.register(_RowsLeft(engines))
         ProcessCollector(registry=registry)
         bounds = Gauge("fewstep_limit", "The server's bounds, by the name of their option.", ("name",),
                        registry=registry)  # fmt: skip
@@ -90,24 +88,23 @@ class Metrics:
 
     def observe_step(self, batch: Batch, seconds: float) -> None:
         """A batch ran and was completed; called from the engine's thread, which the next batch waits for."""
-        name, rows = batch.model.name, batch.network_rows
+        name, rows, steps = batch.model.name, batch.network_rows, batch.steps
         network = self._networks.get((name, batch.network))
         if network is None:
             # Looking a child up by its labels costs more than to observe.
             network = self._networks[name, batch.network] = _NetworkMetrics(self, name, batch.network)
-        network.step_seconds(rows).observe(seconds)
-        network.batch_rows.observe(rows)
-        network.occupancy.observe(rows / self._batcher.batch_limit(batch.model, batch.network))
-        network.nfe.inc(rows)
-        padding = self._fixed_rows(batch.model, batch.network) - rows
-        if padding > 0:
-            network.padding_rows.inc(padding)
-        if batch.kind == "langevin":
-            self.gradient_passes.labels(name).inc(rows)
-        for row in batch.rows:
-            if row.failure is not None:
-                reason = "error" if isinstance(row.failure, StepFailed) else "non-finite"
-                self.failed.labels(name, reason).inc()
+        for _ in range(steps):
+            network.step_seconds(rows).observe(seconds / steps)
+            network.batch_rows.observe(rows)
+            network.occupancy.observe(rows / self._engines.batch_limit(batch.model, batch.network))
+        network.nfe.inc(steps * rows)
+        if batch.padding:
+            network.padding_rows.inc(steps * batch.padding)
+        if batch.kind in ("langevin", "metropolis"):
+            self.gradient_passes.labels(name).inc(steps * rows)
+        for row in batch.failed:
+            reason = "error" if isinstance(row.failure, StepFailed) else "non-finite"
+            self.failed.labels(name, reason).inc()
         self.recent.observe_step(batch, rows, seconds)
 
     def observe_call(
@@ -160,14 +157,13 @@ class _NetworkMetrics:
 
 
 class _RowsLeft:
-    """Rows that left, by reason, read from the batcher's own counters when scraped."""
+    """Rows that left, by reason, read from the batchers' own counters when scraped."""
 
-    def __init__(self, batcher: Batcher) -> None:
-        self._batcher = batcher
+    def __init__(self, engines: Engines) -> None:
+        self._engines = engines
 
     def collect(self) -> Iterator[Metric]:
         family = CounterMetricFamily("fewstep_rows_left", "Rows that left, by reason.", labels=("reason",))
-        # A copy: the engine's thread may add a reason meanwhile.
-        for reason, rows in sorted(dict(self._batcher.counters.rows_left).items()):
+        for reason, rows in sorted(self._engines.totals().rows_left.items()):
             family.add_metric([reason], rows)
         yield family

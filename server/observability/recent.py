@@ -143,8 +143,8 @@ class Recent:
                 for index, rows in enumerate(classes, start=3):
                     cell[index] += rows * within
             ended_in = self._batches.at(last)[lane]
-            ended_in[1] += 1
-            ended_in[2] += network_rows
+            ended_in[1] += batch.steps
+            ended_in[2] += batch.steps * network_rows
 
     def observe_call(self, rpc: str, code: str, seconds: float, request_id: str, error: str) -> None:
         """A call ended. rpc, code: names that the server knows; the others may be the caller's."""

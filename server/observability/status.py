@@ -5,14 +5,14 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
+from importlib import import_module
 
 import grpc
 import msgspec
 
 from .. import __version__
 from ..config import Config
-from ..loop.engine import Engine
+from ..loop.engines import Engines
 from ..loop.load import ModelLoad
 from ..repository import Model, Repository
 from ..types import ModelKey, Row
@@ -44,7 +44,7 @@ class ModelStatus(msgspec.Struct, frozen=True):
 class Load(msgspec.Struct, frozen=True):
     """requests_per_second: of the last minute; the rest of what passed is of the time of the picture.
 
-    busy: the share of that time in which a batch ran. mean_batch_rows: 0 where none did.
+    busy: the share of that time in which a batch ran, on average over the devices. mean_batch_rows: 0 where none did.
     """
 
     requests_open: int
@@ -112,21 +112,21 @@ class StatusReader:
     """Reads the status of a running server; from any thread."""
 
     def __init__(
-        self, config: Config, engine: Engine, repository: Repository, recent: Recent, trouble: Callable[[], str]
+        self, config: Config, engines: Engines, repository: Repository, recent: Recent, trouble: Callable[[], str]
     ) -> None:
         """trouble: why no requests are taken; empty where they are."""
-        self._engine, self._repository, self._recent, self._trouble = engine, repository, recent, trouble
+        self._engines, self._repository, self._recent, self._trouble = engines, repository, recent, trouble
         self._began = time.time()
         self._versions = {
             "fewstep": __version__,
             "Python": platform.python_version(),
-            config.engine: version(config.engine),
+            config.engine: import_module(config.engine).__version__,  # its distribution may have another name
             "gRPC": grpc.__version__,
         }
 
     def read(self) -> Status:
         """The status at this moment."""
-        loads, rows = self._engine.snapshot()
+        loads, rows = self._engines.snapshot()
         columns = self._recent.batches()
         calls = self._recent.calls()
         trouble = self._trouble()
@@ -145,19 +145,19 @@ class StatusReader:
         )
 
     def _load(self, in_flight: int, columns: list[dict[tuple[str, str], Moments]], calls: dict[str, Calls]) -> Load:
-        batcher = self._engine.batcher
+        totals = self._engines.totals()
         moments = [moment for column in columns for moment in column.values()]
         batches, rows = sum(moment.batches for moment in moments), sum(moment.rows for moment in moments)
         seconds = self._recent.seconds(COLUMNS * COLUMN_SECONDS)
         ended = sum(found.ok + found.failed for found in calls.values())
         return Load(
-            requests_open=batcher.jobs,
-            rows_waiting=batcher.admission.waiting_rows,
+            requests_open=totals.requests_open,
+            rows_waiting=totals.rows_waiting,
             rows_in_flight=in_flight,
             requests_per_second=ended / self._recent.seconds(CALL_SECONDS),
             rows_per_second=rows / seconds,
             mean_batch_rows=rows / max(1, batches),
-            busy=min(1.0, sum(moment.seconds for moment in moments) / seconds),
+            busy=min(1.0, sum(moment.seconds for moment in moments) / seconds / len(self._engines)),
         )
 
     def _models(self, loads: Mapping[ModelKey, ModelLoad], rows: list[Row]) -> list[ModelStatus]:

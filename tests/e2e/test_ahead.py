@@ -114,7 +114,7 @@ def test_a_row_that_turns_non_finite_is_named_and_its_neighbours_are_unharmed(
 ):
     """NaN is found when the row has gone on already: its request still ends with the step at which it came."""
     (key,) = (model.key for model in ahead.app.repository.models if model.key.name == "digits-ddpm")
-    session = ahead.app.engine._runners[key]._sessions["denoiser"]
+    session = ahead.engine._runners[key]._sessions["denoiser"]
     run_network = session.run
 
     def poisoned(inputs):
@@ -139,7 +139,7 @@ def test_a_row_that_turns_non_finite_is_named_and_its_neighbours_are_unharmed(
 def test_a_network_that_fails_on_many_rows_is_run_on_fewer(ahead: RunningServer, monkeypatch: pytest.MonkeyPatch):
     """As out of memory: halves are tried, whose rows start anew."""
     (key,) = (model.key for model in ahead.app.repository.models if model.key.name == "digits-ddpm")
-    session = ahead.app.engine._runners[key]._sessions["denoiser"]
+    session = ahead.engine._runners[key]._sessions["denoiser"]
     run_network, failures = session.run, []
 
     def narrow(inputs):
@@ -161,7 +161,7 @@ def test_rows_that_were_cancelled_leave_their_slots(ahead: RunningServer):
         threading.Event().wait(0.05)
         call.cancel()
     assert np.abs(images(send(ahead, "iddim", seed=4)) - expected("iddim", seed=4)).max() <= 1e-4
-    engine = ahead.app.engine
+    engine = ahead.engine
     assert engine.drain(20)
     assert engine.batcher.rows_in_flight == 0
 
@@ -170,9 +170,29 @@ def test_steps_are_captured_once_for_each_plan_and_bucket(ahead: RunningServer):
     """Warm-up captures all that the models' own programs need, and requests capture nothing."""
     cards = [model.card for model in ahead.app.repository.models]
     sizes = len(buckets(ahead.app.config.limits.max_batch_rows))
-    assert ahead.late.captured == sizes * sum(len(known_plans(card)) for card in cards)
+    assert ahead.late[0].captured == sizes * sum(len(known_plans(card)) for card in cards)
     networks = sum(len(card.networks) for card in cards)
-    assert ahead.late.captured <= sizes * networks
-    before = ahead.late.captured
+    assert ahead.late[0].captured <= sizes * networks
+    before = ahead.late[0].captured
     send(ahead, "custom", seed=1)
-    assert ahead.late.captured == before
+    assert ahead.late[0].captured == before
+
+
+def test_several_devices_share_the_requests(repository: Path):
+    """Each request runs on one device, a crowd on all; answers, totals and models are those of one server."""
+    limits = Limits(step_seconds=60.0, max_batch_rows=8)
+    with server_ahead(repository, devices=2, limits=limits) as server:
+        for name, got in crowd(server, seed=5, others=10).items():
+            offline_images = wanted(name, seed=100)
+            assert np.abs(got - offline_images).max() <= 1e-4 * max(1.0, float(np.abs(offline_images).max())), name
+        shares = [engine.batcher.counters.jobs for engine in server.app.engines]
+        assert min(shares) >= sum(shares) / 4
+        assert [engine.batcher.work for engine in server.app.engines] == pytest.approx([0.0, 0.0], abs=1e-9)
+        status = server.call("Models", "GetServerStatus", pb.GetServerStatusRequest(), pb.GetServerStatusResponse)
+        assert status.requests_total == sum(shares)
+        assert status.ready
+        unload = pb.UnloadModelRequest(model="digits-ddpm")
+        server.call("Models", "UnloadModel", unload, pb.UnloadModelResponse)
+        with pytest.raises(grpc.RpcError) as raised:
+            server.sample(pb.SampleRequest(model="digits-ddpm"))
+        assert raised.value.code() is grpc.StatusCode.NOT_FOUND

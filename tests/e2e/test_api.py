@@ -339,7 +339,7 @@ def test_metrics_count_what_happened(server: RunningServer):
 def test_a_caller_that_goes_away_frees_its_rows(server: RunningServer):
     """Cancelled calls leave no row and no slot behind, and later calls are served."""
     futures = [server.later(sample(steps=100, spacing="linear", count=64, seed=i)) for i in range(4)]
-    batcher = server.app.engine.batcher
+    batcher = server.engine.batcher
     deadline = time.monotonic() + 10
     while batcher.jobs < 4 and time.monotonic() < deadline:
         threading.Event().wait(0.01)
@@ -356,7 +356,7 @@ def test_a_deadline_that_passes_ends_the_call(server: RunningServer):
     with pytest.raises(grpc.RpcError) as caught:
         server.later(sample(steps=100, spacing="linear", count=256), timeout=0.05).result()
     assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-    batcher = server.app.engine.batcher
+    batcher = server.engine.batcher
     deadline = time.monotonic() + 10
     while (batcher.jobs or batcher.rows_in_flight) and time.monotonic() < deadline:
         server.sample(sample())
@@ -366,7 +366,7 @@ def test_a_deadline_that_passes_ends_the_call(server: RunningServer):
 def test_one_step_is_not_held_up_by_eight(repository: Path, monkeypatch: pytest.MonkeyPatch):
     """A 1-step request sent while 64 8-step rows run is done after the step that runs and its own, not after eight."""
     with running_server(repository, limits=UNCUT) as server:
-        engine = server.app.engine
+        engine = server.engine
         batcher, submit = engine.batcher, engine.submit
         waited: list[int] = []
 

@@ -180,7 +180,7 @@ def test_the_engine_thread_never_dies_silently(repository: Path):
     with running_server(repository) as server:
         server.sample(pb.SampleRequest(model="digits-ddpm", steps=1))
 
-        batcher = server.app.engine.batcher
+        batcher = server.engine.batcher
         schedule = batcher.schedule
 
         def broken():
@@ -241,7 +241,7 @@ def test_a_model_replaced_between_lookup_and_submission_costs_no_request(own_rep
     """The model that a job was made for goes before the engine gets the job: the job is made anew."""
     (source,) = (own_repository / "digits-ddpm").iterdir()
     with running_server(own_repository) as server:
-        submit, jobs = server.app.engine.submit, []
+        submit, jobs = server.engine.submit, []
 
         def submit_late(job: Job) -> None:
             if not jobs:
@@ -251,7 +251,7 @@ def test_a_model_replaced_between_lookup_and_submission_costs_no_request(own_rep
             jobs.append(job)
             submit(job)
 
-        monkeypatch.setattr(server.app.engine, "submit", submit_late)
+        monkeypatch.setattr(server.engine, "submit", submit_late)
         assert sample(server) == int(source.name) + 1
         assert [job.model.version for job in jobs] == [int(source.name), int(source.name) + 1]
 
@@ -389,7 +389,7 @@ def test_a_stuck_step_turns_health_and_a_recovered_one_turns_it_back(own_reposit
                 assert time.monotonic() < deadline
                 threading.Event().wait(0.05)
 
-        (runner,) = server.app.engine._runners.values()
+        (runner,) = server.engine._runners.values()
         session, go_on = runner._sessions["denoiser"], threading.Event()
 
         class Stuck:
@@ -411,7 +411,7 @@ def test_a_row_that_turns_non_finite_is_named_and_its_neighbours_are_unharmed(ow
     good = [pb.SampleRequest(model=model, sampler=sampler, steps=8, count=3, labels=[2], seed=i) for i in range(5)]
     with running_server(own_repository) as server:
         alone = [np.frombuffer(server.sample(request).images.raw, "<f4") for request in good]
-        (runner,) = server.app.engine._runners.values()
+        (runner,) = server.engine._runners.values()
         session = runner._sessions["denoiser"]
 
         class Poisoned:
@@ -444,7 +444,7 @@ class Flaky:
 
 
 def with_flaky_engine(server, **options) -> Flaky:
-    (runner,) = server.app.engine._runners.values()
+    (runner,) = server.engine._runners.values()
     flaky = Flaky(runner._sessions["denoiser"], **options)
     runner._sessions = {"denoiser": flaky}
     return flaky
@@ -480,7 +480,7 @@ def test_what_a_row_leaves_in_its_slot_does_not_reach_the_next(own_repository: P
     keeper = pb.SampleRequest(model="digits-ddpm", sampler="iddim", form="accumulator", steps=8, seed=4, labels=[2])
     with running_server(own_repository, limits=Limits(max_rows_in_flight=2)) as server:
         wanted = np.frombuffer(server.sample(plain).images.raw, "<f4")
-        (runner,) = server.app.engine._runners.values()
+        (runner,) = server.engine._runners.values()
         server.sample(keeper)
         runner._accumulator.fill(float("nan"))
         beside = server.later(keeper)

@@ -73,7 +73,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
 
 
 def idle(server: RunningServer) -> bool:
-    batcher = server.app.engine.batcher
+    batcher = server.engine.batcher
     return (batcher.jobs, batcher.rows_in_flight, batcher.admission.waiting_rows) == (0, 0, 0)
 
 
@@ -422,7 +422,7 @@ def test_what_is_left_out_is_unimplemented(client: triton.InferenceServerClient)
 
 def test_priority_and_timeout_are_tritons(server: RunningServer, client, monkeypatch: pytest.MonkeyPatch):
     """Priority 1 is the core's highest, 21 its lowest, 0 and 11 its default; a timeout is a deadline in us."""
-    engine = server.app.engine
+    engine = server.engine
     submit, jobs = engine.submit, []
     monkeypatch.setattr(engine, "submit", lambda job: (jobs.append(job), submit(job)))
     for priority in (1, 0, 11, 21):
@@ -439,11 +439,11 @@ def test_a_full_queue_refuses_a_request_as_a_whole(repository: Path):
     limits = Limits(max_rows_in_flight=4, max_waiting_rows=8)
     with running_server(repository, limits=limits) as server, triton.InferenceServerClient(server.address) as client:
         ahead = server.later(pb.SampleRequest(model=SAMPLER, count=64, steps=100, spacing="linear"))
-        wait_until(lambda: server.app.engine.batcher.admission.waiting_rows > 0)
+        wait_until(lambda: server.engine.batcher.admission.waiting_rows > 0)
         with pytest.raises(InferenceServerException, match="retry in") as caught:
             client.infer(SAMPLER, [seeds(*range(8))], parameters={"steps": 1})
         assert caught.value.status() == "StatusCode.RESOURCE_EXHAUSTED"
-        assert server.app.engine.batcher.jobs == 1
+        assert server.engine.batcher.jobs == 1
         ahead.cancel()
         wait_until(lambda: idle(server))
         assert client.infer(SAMPLER, [seeds(1)], parameters={"steps": 1}).as_numpy("IMAGES").shape[0] == 1
@@ -458,7 +458,7 @@ def test_a_cancelled_call_frees_its_rows(server: RunningServer, client: triton.I
         lambda result, error: results.put(error),
         parameters={"steps": 100, "spacing": "linear"},
     )
-    wait_until(lambda: server.app.engine.batcher.jobs > 0)
+    wait_until(lambda: server.engine.batcher.jobs > 0)
     call.cancel()
     assert results.get(timeout=20).status() == "StatusCode.CANCELLED"
     wait_until(lambda: idle(server))
@@ -582,7 +582,7 @@ def test_a_cancelled_stream_frees_its_rows(server: RunningServer, client: triton
     client.start_stream(lambda result, error: results.put(error))
     for _ in range(3):
         client.async_stream_infer(SAMPLER, [seeds(*range(64))], parameters={"steps": 100, "spacing": "linear"})
-    wait_until(lambda: server.app.engine.batcher.jobs > 1)
+    wait_until(lambda: server.engine.batcher.jobs > 1)
     client.stop_stream(cancel_requests=True)
     assert results.get(timeout=20).status() == "StatusCode.CANCELLED"
     wait_until(lambda: idle(server))

@@ -303,7 +303,7 @@ def test_a_client_over_its_rows_is_refused_until_they_end(one_model: Path):
         assert "may have 16" in error.details()
         running = server.later(sample(count=12, steps=100))
         deadline = time.monotonic() + 10
-        while not server.app.engine.batcher.jobs:
+        while not server.engine.batcher.jobs:
             assert time.monotonic() < deadline
             threading.Event().wait(0.002)
         error = refusal(server.sample, sample(count=8))

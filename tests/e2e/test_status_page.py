@@ -238,7 +238,7 @@ def test_a_draining_server_says_why_it_is_not_ready(repository: Path):
     """The page, its data and the gauge tell that no requests are taken, and why."""
     with running_server(repository) as server:
         assert "\nfewstep_ready 1.0" in get(server, "/metrics")[1]
-        server.app.engine.close_admission()
+        server.engine.close_admission()
         assert status(server)["trouble"] == "draining"
         assert "not ready: draining" in Page(get(server, "/")[1]).text
         assert "\nfewstep_ready 0.0" in get(server, "/metrics")[1]

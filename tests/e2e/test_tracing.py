@@ -127,7 +127,7 @@ def test_failures_are_told_apart(repository: Path, collector: Collector):
     with running_server(repository, otlp_endpoint=collector.endpoint) as server:
         with pytest.raises(grpc.RpcError):
             server.sample(sample(steps=0))
-        server.app.engine.close_admission()
+        server.engine.close_admission()
         with pytest.raises(grpc.RpcError):
             server.sample(sample())
     mistake, refused = collector.named(SAMPLE)
@@ -165,7 +165,7 @@ def test_a_call_that_is_cancelled_still_ends_its_spans(repository: Path, collect
         for _ in range(2):  # a preview comes while its own step is being completed
             next(stream)
         stream.cancel()
-        batcher = server.app.engine.batcher
+        batcher = server.engine.batcher
         deadline = time.monotonic() + 20
         while (batcher.jobs or batcher.rows_in_flight) and time.monotonic() < deadline:
             threading.Event().wait(0.01)
@@ -228,10 +228,10 @@ def test_traces_in_the_clear_are_an_exposure():
 def test_a_server_without_traces_writes_no_steps_down(server: RunningServer):
     """No job of an untraced server carries a place for steps."""
     jobs = []
-    submit = server.app.engine.submit
-    server.app.engine.submit = lambda job: (jobs.append(job), submit(job))[1]  # type: ignore[method-assign]
+    submit = server.engine.submit
+    server.engine.submit = lambda job: (jobs.append(job), submit(job))[1]  # type: ignore[method-assign]
     try:
         server.sample(sample())
     finally:
-        del server.app.engine.submit
+        del server.engine.submit
     assert [job.trace for job in jobs] == [None]

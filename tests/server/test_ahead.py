@@ -10,14 +10,14 @@ import pytest
 from server.errors import Cancelled, Internal
 from server.types import Batch, Job
 
-from .world import World
+from .world import MODEL, World
 
 
 class Ahead(World):
     """A device that holds up to `depth` batches; what a batch gave is known when it ends."""
 
-    def __init__(self, depth: int, **options) -> None:
-        super().__init__(**options)
+    def __init__(self, depth: int, turn: int = 1, **options) -> None:
+        super().__init__(turn=turn, **options)
         self.depth = depth
         self.flights: deque[tuple[Batch, list[int]]] = deque()
 
@@ -88,12 +88,44 @@ def test_a_caller_who_leaves_takes_the_row_along_after_the_steps_that_were_given
     assert world.batcher.rows_in_flight == 0
 
 
+def alone(world: Ahead, **options) -> list[int]:
+    """The steps of the batches of one job, when a few batches have told what a step costs."""
+    for _ in range(3):
+        world.submit(1, kind="langevin")
+        world.enqueue()
+        world.complete(seconds=0.01)
+    world.submit(10, kind="langevin", **options)
+    steps = []
+    while world.enqueue() is not None:
+        steps.append(world.flights[0][0].steps)
+        world.complete(seconds=0.01 * steps[-1])
+    return steps
+
+
+def test_rows_that_are_alone_take_several_steps_in_a_turn():
+    """As many as were allowed, up to the end of the program and to the time of a batch; one while others wait."""
+    assert alone(Ahead(2, turn=4, step_seconds=1.0)) == [4, 4, 2]
+    assert alone(Ahead(2, turn=4, step_seconds=0.025)) == [2, 2, 2, 2, 2]
+    assert alone(Ahead(2, turn=1, step_seconds=1.0)) == [1] * 10
+    assert alone(Ahead(2, turn=4, step_seconds=1.0, capacity=2), rows=3) == [1] * 10 + [4, 4, 2]
+
+
+def test_a_turn_costs_what_its_steps_cost():
+    """Totals and predictions count steps, however many are taken at once."""
+    world = Ahead(2, turn=4, step_seconds=1.0)
+    assert sum(alone(world)) == 10
+    assert world.batcher.counters.batches == 13
+    assert world.batcher.prediction.round_seconds((MODEL, "denoiser"), 1) == pytest.approx(0.01)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_every_row_takes_its_lines_once_and_in_order(seed: int):
     """Random jobs, failures and callers who leave: every job ends once, every slot comes back, and no row of a job
     that was not ended skips or repeats a line."""
     rng = random.Random(seed)
-    world = Ahead(rng.choice((2, 3)), capacity=rng.choice((3, 16)), max_batch_rows=rng.choice((2, 8)))
+    world = Ahead(
+        rng.choice((2, 3)), turn=rng.choice((1, 4)), capacity=rng.choice((3, 16)), max_batch_rows=rng.choice((2, 8))
+    )
     jobs: list[Job] = []
     lines: dict[int, int] = {}
     left: set[Job] = set()
@@ -102,7 +134,7 @@ def test_every_row_takes_its_lines_once_and_in_order(seed: int):
         batch = world.enqueue()
         for row, line in zip(batch.rows, world.flights[-1][1], strict=True) if batch is not None else ():
             assert line == lines.get(id(row), -1) + 1
-            lines[id(row)] = line
+            lines[id(row)] = line + batch.steps - 1
 
     for _ in range(600):
         action = rng.random()

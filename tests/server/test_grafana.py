@@ -15,7 +15,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from server.config import Limits
-from server.loop.batcher import Batcher
+from server.loop.engine import Engine
+from server.loop.engines import Engines
 from server.observability.metrics import Metrics
 
 from ..conftest import ROOT
@@ -54,7 +55,7 @@ EXPRESSIONS = {
 
 @pytest.fixture(scope="module")
 def metrics() -> Metrics:
-    return Metrics(Batcher(Limits(), lambda: 0.0), "onnxruntime")
+    return Metrics(Engines([Engine(Limits())]), "onnxruntime")
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import pytest
 from models.program import Line, Program, assign
 from server.config import Limits
 from server.errors import Internal, StepFailed
-from server.loop.batcher import Batcher
 from server.loop.engine import Engine
+from server.loop.engines import Engines
 from server.loop.runner import NetworkError
 from server.observability.metrics import Metrics
 from server.types import Batch, Job, ModelKey, Row
@@ -19,7 +19,7 @@ NETWORK = {"model": "model", "network": "network"}
 
 
 def metrics_of(**options) -> Metrics:
-    return Metrics(Batcher(Limits(), lambda: 0.0), "onnxruntime", lambda name: name == "model", **options)
+    return Metrics(Engines([Engine(Limits())]), "onnxruntime", lambda name: name == "model", **options)
 
 
 def batch(rows: int) -> Batch:
@@ -44,9 +44,11 @@ def test_occupancy_is_the_share_of_the_rows_that_might_have_been():
 
 
 def test_padding_is_counted_where_batches_have_a_fixed_size():
-    """Of a batch of 60 that is padded to 64 four rows are for nobody, of a wider one none."""
-    metrics = metrics_of(fixed_rows=lambda model, network: 64)
-    metrics.observe_step(batch(60), 0.1)
+    """Of a batch of 60 that was padded to 64 four rows are for nobody, of a wider one none."""
+    metrics = metrics_of()
+    padded = batch(60)
+    padded.padding = 4
+    metrics.observe_step(padded, 0.1)
     metrics.observe_step(batch(65), 0.1)
     assert metrics.registry.get_sample_value("fewstep_padding_rows_total", NETWORK) == 4
 
@@ -57,6 +59,7 @@ def test_divergence_is_told_from_steps_that_could_not_run():
     ran = batch(5)
     ran.rows[0].failure = Internal("became non-finite")
     ran.rows[1].failure = ran.rows[2].failure = StepFailed("no memory")
+    ran.failed = ran.rows[:3]
     metrics.observe_step(ran, 0.1)
     for reason, count in (("non-finite", 1), ("error", 2)):
         labels = {"model": "model", "reason": reason}

@@ -13,7 +13,8 @@ from types import SimpleNamespace
 from server.access.clients import CLIENT, Client
 from server.config import ClientLimits, Limits
 from server.errors import STATUS
-from server.loop.batcher import Batcher
+from server.loop.engine import Engine
+from server.loop.engines import Engines
 from server.observability.call import CALL, Call
 from server.observability.logs import JsonFormatter
 from server.observability.metrics import Metrics
@@ -38,7 +39,7 @@ def test_every_option_is_described():
 
 def test_every_metric_is_described():
     """The metrics of the registry and those of the page are the same."""
-    metrics = Metrics(Batcher(Limits(), lambda: 0.0), "onnxruntime")
+    metrics = Metrics(Engines([Engine(Limits())]), "onnxruntime")
     names = {family.name for family in metrics.registry.collect()}
     rows = [line for line in section("Metrics").splitlines() if line.startswith("| `")]
     assert {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])} == names

@@ -22,10 +22,10 @@ def program(steps: int, *, network: str = "denoiser", guided: bool = False, kind
 class World:
     """A batcher with a clock that the test moves, and everything that it was told."""
 
-    def __init__(self, capacity: int = 256, cohorts: Cohorts | None = None, **limits) -> None:
+    def __init__(self, capacity: int = 256, cohorts: Cohorts | None = None, turn: int = 1, **limits) -> None:
         self.now = 0.0
         self.limits = Limits(**({"step_seconds": 1e9} | limits))
-        self.batcher = Batcher(self.limits, lambda: self.now, cohorts)
+        self.batcher = Batcher(self.limits, lambda: self.now, cohorts, turn=turn)
         self.capacity = capacity
         for key in (MODEL, OTHER):
             self.batcher.add_model(key, capacity)

@@ -131,17 +131,23 @@ class Wanted:
 
 
 def write(
-    control: Control, card: ModelCard, plan: Plan, rows: Sequence[Row], lines: Sequence[Line], scratch: int
+    control: Control, card: ModelCard, plan: Plan, rows: Sequence[Row], numbers: Sequence[int], scratch: int
 ) -> Wanted:
-    """Write a batch down in a control on the host. lines: those that the rows are at. scratch: slot of the padding."""
+    """Write a step down in a control on the host.
+
+    numbers: of the lines that the rows take. scratch: the slot of the padding.
+    """
     wanted = Wanted()
+    lines = [row.program.lines[number] for row, number in zip(rows, numbers, strict=True)]
+    firsts = [number == 0 for number in numbers]
+    lasts = [number + 1 == len(row.program.lines) for row, number in zip(rows, numbers, strict=True)]
     guided = [index for index, line in enumerate(lines) if line.guided]
     order = [*range(len(rows)), *guided]
     _write_network_rows(control, card, plan, rows, lines, guided, scratch)
-    _write_starts(control, rows, lines, order, wanted)
+    _write_starts(control, rows, lines, firsts, order, wanted)
     for target, updates in control.updates.items():
-        _write_updates(updates, target, rows, lines, scratch, wanted)
-    wanted.finals = [row for row in rows if row.last]
+        _write_updates(updates, target, rows, lines, lasts, scratch, wanted)
+    wanted.finals = [row for row, last in zip(rows, lasts, strict=True) if last]
     _put(control.collected, [row.slot for row in (*wanted.finals, *wanted.places)], scratch)
     return wanted
 
@@ -163,7 +169,7 @@ def _write_network_rows(
     _put(control.samples, [rows[i].sample for i in order], 0)
     _put(control.starts, [0 if rows[i].program.shared_start else rows[i].sample for i in order], 0)
     if any(tensor.name == "latent" for tensor in card.networks[plan.network].inputs):
-        _put(control.latents, [_latent(rows[i]) for i in order], 0)
+        _put(control.latents, [_latent(lines[i]) for i in order], 0)
     for name, column in control.scalars.items():
         values = [lines[i].scalars[name] for i in order]
         _put(column, values, values[0])
@@ -172,26 +178,37 @@ def _write_network_rows(
 
 
 def _write_starts(
-    control: Control, rows: Sequence[Row], lines: Sequence[Line], order: Sequence[int], wanted: Wanted
+    control: Control,
+    rows: Sequence[Row],
+    lines: Sequence[Line],
+    firsts: Sequence[bool],
+    order: Sequence[int],
+    wanted: Wanted,
 ) -> None:
     """How rows start (`models.program.Program`), and which registers become their own anchors."""
     images = [-1] * len(rows)
     for index, row in enumerate(rows):
-        if row.line == 0 and row.program.needs_image:
+        if firsts[index] and row.program.needs_image:
             images[index] = len(wanted.images)
             wanted.images.append(np.float32(row.program.image_scale) * row.image)
     _put(control.images, [images[i] for i in order], -1)
     for register, modes in control.modes.items():
         own = [
-            STARTS if row.line == 0 else ANCHORS if _anchors(line, register) else 0
-            for row, line in zip(rows, lines, strict=True)
+            STARTS if first else ANCHORS if _anchors(line, register) else 0
+            for first, line in zip(firsts, lines, strict=True)
         ]
         _put(modes, [*own, *(own[i] | COPY for i in order[len(rows) :])], COPY)
         _put(control.stds[register], [rows[i].program.start_std(register) for i in order], 0.0)
 
 
 def _write_updates(
-    updates: Updates, target: Target, rows: Sequence[Row], lines: Sequence[Line], scratch: int, wanted: Wanted
+    updates: Updates,
+    target: Target,
+    rows: Sequence[Row],
+    lines: Sequence[Line],
+    lasts: Sequence[bool],
+    scratch: int,
+    wanted: Wanted,
 ) -> None:
     found = [_update(line, target) for line in lines]
     kept = [-1] * len(rows)
@@ -207,7 +224,7 @@ def _write_updates(
             if target.rule is not EnsembleUpdate:
                 if shown:
                     wanted.places.append(row)
-            elif shown or (row.program.keeps_history and not row.last):
+            elif shown or (row.program.keeps_history and not lasts[place]):
                 kept[place] = len(wanted.predictions)
                 wanted.predictions.append(row)
     _put(updates.slots, [scratch if u is None else row.slot for row, u in zip(rows, found, strict=True)], scratch)
@@ -225,10 +242,10 @@ def _anchors(line: Line, register: str) -> bool:
     return line.sets_anchor and any(update.register == register for update in line.updates)
 
 
-def _latent(row: Row) -> int:
-    if row.current.latent is None:
-        raise Internal(f"the program gives no latent at step {row.line + 1}, which the network takes")
-    return row.current.latent
+def _latent(line: Line) -> int:
+    if line.latent is None:
+        raise Internal(f"the program gives no latent for a step of network {line.network}, which takes one")
+    return line.latent
 
 
 def _put(column: npt.NDArray[Any], values: Any, padding: float) -> None:

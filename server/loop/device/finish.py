@@ -8,7 +8,7 @@ from math import hypot, isfinite
 
 from torch import Tensor
 
-from models.program import EnsembleUpdate, LangevinUpdate, Line
+from models.program import EnsembleUpdate, LangevinUpdate
 
 from ...types import Batch, Row
 from ..step import non_finite
@@ -38,19 +38,19 @@ class DeviceStep:
     def __init__(
         self,
         batch: Batch,
-        lines: Sequence[Line],
+        numbers: Sequence[int],
         results: Results,
         downloads: Downloads,
         marks: tuple[Mark, Mark, Mark],
         let_go: Callable[[], None],
     ) -> None:
-        """lines: those that the rows took. marks: before the step, behind it, and behind the downloads beside it.
-
+        """
+        numbers: of the lines that the rows took. marks: before the step, behind it, and behind the downloads beside it.
         let_go: called once the device has read what it was told.
         """
         self._rows, self._kind = batch.rows, batch.kind
-        self._numbers = [row.line for row in batch.rows]  # rows go on before the step has finished
-        self._lines = lines
+        self._numbers = numbers  # rows go on before the step has finished
+        self._lines = [row.program.lines[number] for row, number in zip(batch.rows, numbers, strict=True)]
         self._places = results.row_of
         self._downloads = downloads
         self._began, self._ended, self._downloaded = marks
@@ -103,3 +103,14 @@ class DeviceStep:
 
     def _fail(self, row: Row, index: int) -> None:
         row.failure = row.failure or non_finite(row, self._numbers[index])
+
+
+class Turn:
+    """Steps of one batch, one after the other; see `server.loop.step.Step`."""
+
+    def __init__(self, steps: Sequence[DeviceStep]) -> None:
+        self._steps = steps
+
+    def finish(self) -> float:
+        """See `Step.finish`."""
+        return sum(step.finish() for step in self._steps)

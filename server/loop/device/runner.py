@@ -18,7 +18,7 @@ from ...types import Batch, Row
 from ..sizes import RowSizes
 from ..step import NetworkError
 from .control import Control, Wanted, write
-from .finish import DeviceStep, Downloads, Shown
+from .finish import DeviceStep, Downloads, Shown, Turn
 from .plan import Plan, known_plans, plan_of
 from .pools import Pools
 from .step import StepFunction
@@ -66,32 +66,46 @@ class DeviceRunner:
                 for rows in sizes if fixed is None else (fixed,):
                     self._make(plan, rows).capture()
 
-    def enqueue(self, batch: Batch) -> DeviceStep:
-        """Give the device the batch's step, and what it is to give back. Returns before the device has run it.
+    def enqueue(self, batch: Batch) -> Turn:
+        """Give the device the batch's steps, and what it is to give back. Returns before the device has run them.
 
         Raises:
             NetworkError: the network could not be run; no state has been changed, but for starts that can be made anew.
         """
         with self._stream.active(), torch.no_grad():
-            rows, lines = batch.rows, [row.current for row in batch.rows]
-            function = self._function(batch, lines)
-            memory, control = held = function.host_control()
-            wanted = write(control, self.card, function.plan, rows, lines, self._pools.scratch)
-            began = self._stream.mark()
-            if wanted.images:
-                self._upload_images(wanted.images)
-            function.upload(memory)
-            try:
-                function.launch()
-            except Exception as error:
-                raise NetworkError(f"network {batch.network} failed: {error}") from error
-            self._keep_history(rows, lines, wanted)
-            results = self._stream.download(function.results.tensor)
-            collected = self._collect(function.control, wanted, batch.kind)
-            ended = self._stream.mark()
-            downloads = Downloads(results, *self._download(wanted, collected))
-            marks = began, ended, self._stream.mark(aside=True)
-            return DeviceStep(batch, lines, function.results, downloads, marks, lambda: function.let_go(held))
+            numbers = [row.line for row in batch.rows]
+            steps = [self._step(batch, numbers)]
+            while len(steps) < batch.steps:
+                numbers = [number + 1 for number in numbers]
+                try:
+                    steps.append(self._step(batch, numbers))
+                except NetworkError:
+                    batch.steps = len(steps)  # those were taken; the next batch begins with the one that failed
+            return Turn(steps)
+
+    def _step(self, batch: Batch, numbers: Sequence[int]) -> DeviceStep:
+        """One step of a turn. numbers: of the lines that the rows are at."""
+        rows = batch.rows
+        lines = [row.program.lines[number] for row, number in zip(rows, numbers, strict=True)]
+        function = self._function(batch, lines)
+        batch.padding = function.rows - batch.network_rows
+        memory, control = held = function.host_control()
+        wanted = write(control, self.card, function.plan, rows, numbers, self._pools.scratch)
+        began = self._stream.mark()
+        if wanted.images:
+            self._upload_images(wanted.images)
+        function.upload(memory)
+        try:
+            function.launch()
+        except Exception as error:
+            raise NetworkError(f"network {batch.network} failed: {error}") from error
+        self._keep_history(rows, numbers, wanted)
+        results = self._stream.download(function.results.tensor)
+        collected = self._collect(function.control, wanted, batch.kind)
+        ended = self._stream.mark()
+        downloads = Downloads(results, *self._download(wanted, collected))
+        marks = began, ended, self._stream.mark(aside=True)
+        return DeviceStep(batch, numbers, function.results, downloads, marks, lambda: function.let_go(held))
 
     def _function(self, batch: Batch, lines: Sequence[Line]) -> StepFunction:
         needed = plan_of(batch.network, batch.kind, lines)
@@ -120,17 +134,20 @@ class DeviceRunner:
         np.stack(images, out=values.numpy())
         self._stream.upload(values, self._pools.images[:count])
 
-    def _keep_history(self, rows: Sequence[Row], lines: Sequence[Line], wanted: Wanted) -> None:
+    def _keep_history(self, rows: Sequence[Row], numbers: Sequence[int], wanted: Wanted) -> None:
         """Add the weighted predictions of the steps before (iDDIM eq. 4), and keep those of this one.
 
         Beside the captured step, as `custom` is the one sampler that needs them.
         """
-        for row, line in zip(rows, lines, strict=True):
-            for update in line.updates:
+        lasts = set()
+        for row, number in zip(rows, numbers, strict=True):
+            for update in row.program.lines[number].updates:
                 for weight, before in zip(update.history, row.history, strict=False):
                     self._pools.state[update.register][row.slot].add_(before, alpha=weight)
+            if number + 1 == len(row.program.lines):
+                lasts.add(row)
         for place, row in enumerate(wanted.predictions):
-            if row.program.keeps_history and not row.last:
+            if row.program.keeps_history and row not in lasts:
                 row.history.append(self._pools.predictions[place].clone())
 
     def _collect(self, control: Control, wanted: Wanted, kind: str) -> _Collected:
