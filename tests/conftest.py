@@ -17,6 +17,18 @@ ZOO = ROOT / "models" / "zoo"
 SERVED = ("digits-ddpm", "digits-vdrme", "digits-gdim", "digits-hat", "digits-latent", "checkerboard-vdrme")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that are marked `gpu` are skipped where there is none."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch  # here, as most runs of a few tests need none
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU here"))
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The shipped checkpoints as bundles; kept in `out/`, where an unchanged one is not exported again."""

@@ -50,8 +50,8 @@ class DeviceRunner:
 
     @property
     def captured(self) -> int:
-        """How many steps are ready to launch; no more than plans times buckets."""
-        return len(self._functions)
+        """How many steps were captured: no more than known plans times buckets."""
+        return sum(function.captured for function in self._functions.values())
 
     def warm_up(self) -> None:
         """Capture the steps of all known plans at every batch bucket, the widest first: the others use its memory.

@@ -75,6 +75,7 @@ class StepFunction:
         }
         self._free: list[tuple[Tensor, Control]] = []
         self.launch: Callable[[], None] = self.run
+        self.captured = False
         self.rest()
 
     def rest(self) -> None:
@@ -89,8 +90,9 @@ class StepFunction:
 
     def capture(self) -> None:
         """From now on `launch` is one launch of the whole step, where the device and the engine can do that."""
-        if self._session.capturable:
+        if self._session.capturable and self._stream.captures:
             self.launch = self._stream.capture(self.run)
+            self.captured = True
         else:
             self.run()
 

@@ -89,7 +89,6 @@ class HostStream:
         return _Now()
 
     def capture(self, function: Callable[[], None]) -> Callable[[], None]:
-        function()
         return function
 
 
