@@ -1,0 +1,95 @@
+"""Measures every case: ours, eager torch and torch.compile, in one run on one device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from time import monotonic
+
+import torch
+
+from ..end_to_end.bandwidth import copy_bandwidth
+from ..environment import describe_environment
+from .cases import Case, all_cases
+from .contenders import Step, eager, operands, ours
+from .result import KernelsResult, KernelTime
+from .timing import seconds_a_call, sets_of_inputs
+
+
+def measure_kernels(
+    device: torch.device,
+    quick: bool,
+    *,
+    seconds: float | None = None,
+    compiles: bool = True,
+    sizes: tuple[tuple[int, int], ...] | None = None,
+    report: Callable[[str], None] = lambda _: None,
+) -> KernelsResult:
+    """Measure the kernels on a GPU, or on the CPU the torch twins of them.
+
+    quick: two sizes and two types in place of five and three. seconds: after which no further case is begun.
+    compiles: whether torch.compile takes part, which takes seconds a case to compile. sizes: rows and side of the
+    images, `(3, side, side)`, in place of the usual ones. report: is told each case as it begins.
+
+    Raises:
+        ValueError: the device is neither the CPU nor a GPU that is there.
+    """
+    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not torch.cuda.is_available()):
+        raise ValueError(f"device: {device} is not there, expected cpu or cuda:N")
+    fused = device.type == "cuda"
+    began, environment = monotonic(), describe_environment()
+    bandwidth = copy_bandwidth(device) if fused else None
+    cases = all_cases(quick=quick, sizes=sizes)
+    times: list[KernelTime] = []
+    for case in cases:
+        if seconds is not None and monotonic() - began > seconds:
+            break
+        report(case.name)
+        times.append(_measure(case, device, compiles))
+    return KernelsResult(
+        environment=environment,
+        versions=_versions(),
+        device=torch.cuda.get_device_name(device) if fused else environment.cpu,
+        fused=fused,
+        copy_bandwidth=bandwidth,
+        times=tuple(times),
+        left_out=len(cases) - len(times),
+    )
+
+
+def _measure(case: Case, device: torch.device, compiles: bool) -> KernelTime:
+    sets = [operands(case, device, seed) for seed in range(sets_of_inputs(device, case.bytes))]
+    # Compiled anew for each case, at its own shapes; after eight for one function torch would go on uncompiled.
+    torch.compiler.reset()
+    steps = {"ours": ours(case), "eager": eager(case)}
+    if compiles:
+        steps["compiled"] = torch.compile(eager(case), dynamic=False)
+    times, errors = {}, {}
+    for name, step in steps.items():
+        try:
+            times[name] = seconds_a_call([_call(step, each) for each in sets], device, case.bytes)
+        except RuntimeError as error:  # of torch and its compilers; the others are measured all the same
+            errors[name] = f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]
+    return KernelTime(
+        kernel=case.kernel,
+        variant=case.variant,
+        rows=case.rows,
+        shape=case.shape,
+        type=case.type_name,
+        bytes=case.bytes,
+        seconds=times,
+        errors=errors,
+    )
+
+
+def _call(step: Step, operands: dict[str, torch.Tensor]) -> Callable[[], object]:
+    return lambda: step(operands)
+
+
+def _versions() -> dict[str, str]:
+    found = {"torch": str(torch.__version__), "cuda": torch.version.cuda or "none"}
+    try:
+        found["triton"] = version("triton")
+    except PackageNotFoundError:
+        found["triton"] = "not installed"
+    return found
