@@ -16,6 +16,7 @@ from .compare import command as compare
 from .end_to_end import command as end_to_end
 from .faults import command as faults
 from .gate import command as gate
+from .kernels import command as kernels
 from .load import command as load
 from .peers import command as peers
 from .profile import command as profile
@@ -30,6 +31,7 @@ MEASUREMENTS = {
     "profile": profile,
     "simulate": simulate,
     "end-to-end": end_to_end,
+    "kernels": kernels,
     "gate": gate,
     "demo": demo,
     "quality": quality,
