@@ -120,7 +120,7 @@ class StatusReader:
         self._versions = {
             "fewstep": __version__,
             "Python": platform.python_version(),
-            config.engine: import_module(config.engine).__version__,  # its distribution may have another name
+            config.engine: str(import_module(config.engine).__version__),  # its distribution may have another name
             "gRPC": grpc.__version__,
         }
 
