@@ -17,6 +17,10 @@ SLOTS = (3, 0, 8, 5)
 SEEDS, SAMPLES, DRAWS = (5, 2**64 - 1, 7, 2**40 + 3), (0, 2**32 - 1, 3, 4), (0, 1, 2, 2**32 - 1)
 SHAPES = [(1, 8, 8), (3, 7, 5), (1, 1, 1), (2, 33, 31), (3, 32, 32), (4, 6, 6), (20, 4, 5)]
 TYPES = [torch.float32, torch.bfloat16, torch.float16]
+FORMATS = [(shape, torch.float32) for shape in SHAPES] + [
+    (shape, dtype) for shape in ((3, 7, 5), (3, 32, 32), (4, 6, 6)) for dtype in TYPES[1:]
+]
+"""Shapes and types of a network's tensors: on a GPU each is a compilation."""
 
 
 def channels_last(tensor: torch.Tensor) -> torch.Tensor:

@@ -12,11 +12,10 @@ from kernels.launch import Noise
 from .cases import (
     CAPACITY,
     DEVICE,
+    FORMATS,
     NULL_ROWS,
     ROWS,
-    SHAPES,
     SLOTS,
-    TYPES,
     assert_is_cast,
     channels_last,
     ensemble_case,
@@ -44,8 +43,7 @@ def in_float64(case: dict[str, torch.Tensor], noise: torch.Tensor) -> dict[str, 
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels-last"])
-@pytest.mark.parametrize("dtype", TYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("shape", "dtype"), FORMATS, ids=str)
 def test_ensemble_step_is_its_formula(shape, dtype, last):
     """State, accumulator, prediction and next input against float64; slots that take no part keep their bytes."""
     case = ensemble_case(shape, dtype)

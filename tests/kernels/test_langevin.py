@@ -8,13 +8,12 @@ import torch
 
 from kernels import langevin, reference
 
-from .cases import DEVICE, ROWS, SHAPES, SLOTS, TYPES, assert_is_cast, channels_last, given_noise, keys, langevin_case
+from .cases import DEVICE, FORMATS, ROWS, SLOTS, assert_is_cast, channels_last, given_noise, keys, langevin_case
 
 
 @pytest.mark.parametrize("whole_row", [16384, 512], ids=["one program a row", "several"])
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels-last"])
-@pytest.mark.parametrize("dtype", TYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("shape", "dtype"), FORMATS, ids=str)
 def test_langevin_step_is_its_formula(shape, dtype, last, whole_row, monkeypatch):
     """State, norm and next input against float64, whether or not a row fits into one program."""
     monkeypatch.setattr(langevin, "WHOLE_ROW", whole_row)
