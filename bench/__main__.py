@@ -16,6 +16,7 @@ from .compare import command as compare
 from .end_to_end import command as end_to_end
 from .faults import command as faults
 from .gate import command as gate
+from .gpu import command as gpu
 from .kernels import command as kernels
 from .load import command as load
 from .peers import command as peers
@@ -32,6 +33,7 @@ MEASUREMENTS = {
     "simulate": simulate,
     "end-to-end": end_to_end,
     "kernels": kernels,
+    "gpu": gpu,
     "gate": gate,
     "demo": demo,
     "quality": quality,

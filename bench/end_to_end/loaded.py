@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from time import perf_counter
 from types import TracebackType
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Generic, NamedTuple, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -67,8 +67,8 @@ class _Loader(Protocol[S]):
 class _Once(Generic[S]):
     """A runtime that loads each network once, so that the bare loop has the server's own sessions."""
 
-    def __init__(self, name: str, loader: _Loader[S]) -> None:
-        self.name = name
+    def __init__(self, name: str, device: torch.device, loader: _Loader[S]) -> None:
+        self.name, self.device = name, device
         self._loader = loader
         self.sessions: dict[str, S] = {}
 
@@ -109,7 +109,7 @@ class LoadedOnHost(_Common):
 
     def __init__(self, bundle: Bundle, threads: int) -> None:
         """threads: how many a network may use."""
-        runtime = _Once(self.engine, open_runtime(self.engine, threads))
+        runtime = _Once(self.engine, torch.device("cpu"), open_runtime(self.engine, threads))
         super().__init__(bundle, HostBackend(runtime), warm_up=True)
         self._sessions = runtime.sessions
 
@@ -125,33 +125,50 @@ class LoadedOnHost(_Common):
         return _better(lambda: self._sessions[network].run(inputs))
 
 
+class OnDevice(NamedTuple):
+    """A backend of the server on a device; sessions: those that it has loaded, by network."""
+
+    backend: DeviceBackend
+    stream: Stream
+    sessions: dict[str, DeviceSession]
+
+
+def open_on_device(engine: str, device: torch.device, threads: int = 1) -> OnDevice:
+    """Open an engine on a device as the server does, for one model. threads: of torch, on the CPU.
+
+    Raises:
+        EngineError: the engine, the device or a package is not there.
+    """
+    open_device_runtime("torch", device)  # says what is wrong with the device before a stream is made there
+    stream: Stream
+    if device.type == "cpu":
+        torch.set_num_threads(threads)
+        stream, steps, depth, turn = HostStream(), None, 1, 1
+    else:
+        stream = CudaStream(device)
+        steps, depth, turn = stream.steps, AHEAD, TURN
+    runtime = _Once(engine, device, open_device_runtime(engine, device, steps))
+    backend = DeviceBackend(runtime, stream, depth=depth, turn=turn)
+    return OnDevice(backend, stream, runtime.sessions)
+
+
 class LoadedOnDevice(_Common):
     """An engine of `export.runtime.device`: on a GPU, or torch on the CPU."""
 
     tells_networks = False
 
     def __init__(self, bundle: Bundle, engine: str, device: torch.device, threads: int) -> None:
-        """threads: of torch, on the CPU.
+        """See `open_on_device`.
 
         Raises:
-            EngineError: the engine, the device or a package is not there, or it cannot run the bundle.
+            EngineError, BundleError: it cannot be opened, or cannot run the bundle.
         """
         self.engine = engine
         self.contenders = (SERVED, BARE, EAGER, COMPILED) if engine == "torch" else (SERVED, BARE)
-        open_device_runtime("torch", device)  # says what is wrong with the device before a stream is made there
-        self._stream: Stream
-        if device.type == "cpu":
-            torch.set_num_threads(threads)
-            self._stream, on, depth, turn = HostStream(), None, 1, 1
-        else:
-            stream = CudaStream(device)
-            self._stream, on, depth, turn = stream, stream.steps, AHEAD, TURN
-        runtime = _Once(engine, open_device_runtime(engine, device, on))
-        runtime_on_device = _OnDevice(engine, device, runtime)
+        opened = open_on_device(engine, device, threads)
         # On the CPU nothing is captured, and every kind of step at every number of rows would take minutes.
-        backend = DeviceBackend(runtime_on_device, self._stream, depth=depth, turn=turn)
-        super().__init__(bundle, backend, warm_up=device.type != "cpu")
-        self._sessions = runtime.sessions
+        super().__init__(bundle, opened.backend, warm_up=device.type != "cpu")
+        self._stream, self._sessions = opened.stream, opened.sessions
         self._bundle = bundle
         self._replays: dict[tuple[str, int], Callable[[], object]] = {}
         self._loops: dict[str, Loops] = {}
@@ -219,13 +236,6 @@ class LoadedOnDevice(_Common):
             mark.wait()
 
         return _better(run)
-
-
-class _OnDevice:
-    """See `export.runtime.device.DeviceRuntime`."""
-
-    def __init__(self, name: str, device: torch.device, sessions: _Once[DeviceSession]) -> None:
-        self.name, self.device, self.load = name, device, sessions.load
 
 
 def _better(call: Callable[[], object]) -> float:

@@ -43,6 +43,9 @@ class Goal:
         return f"{'<=' if self.at_most else '>='} {self.bound:g}"
 
 
+FOUR_STEPS = Goal("4-step sample, batch 1, 35.7M U-Net, over 4 graph-replayed forwards", None, 1.10)
+
+
 @dataclass(frozen=True, slots=True)
 class Quartiles:
     """Of a ratio over pairs of calls, one right after the other."""

@@ -1,0 +1,183 @@
+"""How much of the time the device works while many callers keep the server's engine busy."""
+
+from __future__ import annotations
+
+import math
+import queue
+import random
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+from torch.autograd import DeviceType
+
+from models.bundle import Bundle
+from models.program import Program
+from models.samplers import SampleOptions, compile_sample
+from server.backend import Backend
+from server.config import Limits
+from server.errors import ServerError
+from server.loop.step import Runner, Step
+from server.types import Batch
+
+from ..end_to_end.loaded import open_on_device
+from ..end_to_end.served import Served
+
+STEPS = (1, 2, 4, 8)
+CALLERS = 24
+ROWS = 4
+"""Of each caller's requests: more rows in flight than a batch has, so that one always waits."""
+
+WARM_UP = 0.25
+"""Of the time: until the batches are as full as they get."""
+
+PROFILED = 0.15
+"""Of the time: with the profiler, which slows the host down."""
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """What a while under load showed.
+
+    share: device seconds of the batches, between the events around each, over the seconds on the clock. kernels: of the
+    clock's seconds, those in which a kernel or a copy ran, as the profiler saw it in a while of its own; None where
+    there is none. rows: of a batch, mean.
+    """
+
+    model: str
+    seconds: float
+    share: float
+    kernels: float | None
+    batches: int
+    rows: float
+    samples: int
+
+
+class Meter:
+    """A backend of the server whose runners' steps are counted. Otherwise as the one within."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self.device, self.depth, self.turn = backend.device, backend.depth, backend.turn
+        self.invariance_known = backend.invariance_known
+        self.seconds, self.batches, self.rows = 0.0, 0, 0
+
+    def runner(self, bundle: Bundle, limits: Limits, fixed_rows: Mapping[str, int]) -> Runner:
+        """See `server.backend.Backend.runner`."""
+        return _MeteredRunner(self._backend.runner(bundle, limits, fixed_rows), self)
+
+    def reset(self) -> None:
+        """Count from now on."""
+        self.seconds, self.batches, self.rows = 0.0, 0, 0
+
+
+class _MeteredRunner:
+    def __init__(self, runner: Runner, meter: Meter) -> None:
+        self._runner, self._meter = runner, meter
+        self.capacity, self.warm_up = runner.capacity, runner.warm_up
+
+    def enqueue(self, batch: Batch) -> Step:
+        return _MeteredStep(self._runner.enqueue(batch), self._meter, batch.network_rows)
+
+
+class _MeteredStep:
+    def __init__(self, step: Step, meter: Meter, rows: int) -> None:
+        self._step, self._meter, self._rows = step, meter, rows
+
+    def finish(self) -> float:
+        seconds = self._step.finish()
+        self._meter.seconds += seconds
+        self._meter.batches += 1
+        self._meter.rows += self._rows
+        return seconds
+
+
+def measure_busy(
+    bundle: Bundle,
+    device: torch.device,
+    seconds: float,
+    *,
+    callers: int = CALLERS,
+    clock: Callable[[], float] = perf_counter,
+) -> Busy:
+    """Let callers ask for samples of 1 to 8 steps, each again as soon as it has its answer.
+
+    Raises:
+        EngineError, BundleError: the model cannot run there. ServerError: a request failed.
+    """
+    meter = Meter(open_on_device("torch", device).backend)
+    programs = [compile_sample(bundle.card, SampleOptions(sampler="ddim", steps=steps)) for steps in STEPS]
+    with Served(bundle, meter, warm_up=device.type != "cpu") as served:
+        load = _Callers(served, programs, callers)
+        load.run(WARM_UP * seconds, clock)
+        meter.reset()
+        began, before = clock(), load.answered
+        load.run((1.0 - WARM_UP - PROFILED) * seconds, clock)
+        took, spent, batches, rows = clock() - began, meter.seconds, meter.batches, meter.rows
+        samples = ROWS * (load.answered - before)
+        kernels = None
+        if device.type == "cuda":
+            kernels = kernel_share(lambda: load.run(PROFILED * seconds, clock))
+    return Busy(bundle.card.name, took, spent / took, kernels, batches, rows / max(1, batches), samples)
+
+
+def kernel_share(work: Callable[[], None]) -> float | None:
+    """The share of `work`'s time in which the GPU runs something, given by any thread; None where nothing is seen."""
+    from torch.profiler import ProfilerActivity, profile, supported_activities
+
+    if ProfilerActivity.CUDA not in supported_activities():
+        return None
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        began = perf_counter()
+        work()
+        seconds = perf_counter() - began
+    spans = [
+        (event.time_range.start, event.time_range.end)
+        for event in profiler.events() or ()
+        if event.device_type == DeviceType.CUDA
+    ]
+    return covered(spans) / 1e6 / seconds if spans else None
+
+
+def covered(spans: Iterable[tuple[float, float]]) -> float:
+    """The length of the union of intervals."""
+    total, reached = 0.0, -math.inf
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
+
+
+class _Callers:
+    """Requests in flight, as many as there are callers."""
+
+    def __init__(self, served: Served, programs: list[Program], count: int) -> None:
+        self._served, self._programs = served, programs
+        self._ended: queue.SimpleQueue[ServerError | None] = queue.SimpleQueue()
+        self._random = random.Random(0)
+        self.answered = 0
+        for _ in range(count):
+            self._ask()
+
+    def _ask(self) -> None:
+        program = self._random.choice(self._programs)
+        seed = self._random.randrange(1 << 62)
+        self._served.engine.submit(self._served.job(program, ROWS, None, seed, self._ended))
+
+    def run(self, seconds: float, clock: Callable[[], float]) -> None:
+        """Ask again for every answer, until the time is up.
+
+        Raises:
+            ServerError: a request failed.
+        """
+        deadline = clock() + seconds
+        while (left := deadline - clock()) > 0:
+            try:
+                error = self._ended.get(timeout=left)
+            except queue.Empty:
+                return
+            if error is not None:
+                raise error
+            self.answered += 1
+            self._ask()

@@ -1,0 +1,26 @@
+"""`python -m bench.gpu.child PART DEVICE DEADLINE OUTPUT FINDINGS`: one part, in a process of its own.
+
+DEADLINE is of the machine's monotonic clock, so that starting up counts.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from time import perf_counter
+
+import msgspec
+
+from .parts import Setting
+from .registry import all_parts
+
+
+def main(name: str, device: str, deadline: str, output: str, findings: str) -> None:
+    """Run the part and write what it found."""
+    part = next(part for part in all_parts() if part.name == name)
+    found = part.measure(Setting(device, float(deadline) - perf_counter(), Path(output)))
+    Path(findings).write_bytes(msgspec.json.encode(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
