@@ -25,7 +25,8 @@ class Limits:
     state_bytes: memory of all slots of one model. max_waiting_rows, max_waiting_bytes: queued rows
     over all models. max_rows_per_request, max_message_bytes: one request. max_connections: open at
     once, further ones are closed at once. max_concurrent_calls: over all connections. step_seconds: a batch is
-    cut to what is predicted to run in this time, so that a new row hardly waits longer for its turn.
+    cut to what is predicted to run in this time, so that a new row hardly waits longer for its turn. turn_seconds: on a
+    GPU, how long the steps may take together that rows take at once while nobody else waits.
     """
 
     max_batch_rows: int = 64
@@ -38,6 +39,7 @@ class Limits:
     max_connections: int = 1000
     max_concurrent_calls: int = 4096
     step_seconds: float = 0.02
+    turn_seconds: float = 0.001
 
     def __post_init__(self) -> None:
         for name in self.__slots__:

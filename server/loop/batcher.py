@@ -258,7 +258,7 @@ class Batcher:
         return rows
 
     def _steps_of_turn(self, batch: Batch) -> int:
-        """One step; several, up to the step budget's time, where nobody else waits for the device.
+        """One step; several, within the time of a turn, where nobody else waits for the device.
 
         Not for rows whose steps are shown, or whose predictions are kept from one step to the next.
         """
@@ -269,7 +269,7 @@ class Batcher:
         seconds = self.prediction.round_seconds((batch.model, batch.network), batch.network_rows)
         if not seconds:
             return 1
-        within = int(self._limits.step_seconds / seconds)
+        within = int(self._limits.turn_seconds / seconds)
         return max(1, min(self._turn, within, *(row.alike for row in batch.rows)))
 
     def _ends_early(self, row: Row, now: float, ended: list[tuple[Job, ServerError | None]]) -> bool:

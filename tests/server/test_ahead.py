@@ -104,15 +104,15 @@ def alone(world: Ahead, **options) -> list[int]:
 
 def test_rows_that_are_alone_take_several_steps_in_a_turn():
     """As many as were allowed, up to the end of the program and to the time of a batch; one while others wait."""
-    assert alone(Ahead(2, turn=4, step_seconds=1.0)) == [4, 4, 2]
-    assert alone(Ahead(2, turn=4, step_seconds=0.025)) == [2, 2, 2, 2, 2]
-    assert alone(Ahead(2, turn=1, step_seconds=1.0)) == [1] * 10
-    assert alone(Ahead(2, turn=4, step_seconds=1.0, capacity=2), rows=3) == [1] * 10 + [4, 4, 2]
+    assert alone(Ahead(2, turn=4, turn_seconds=1.0)) == [4, 4, 2]
+    assert alone(Ahead(2, turn=4, turn_seconds=0.025)) == [2, 2, 2, 2, 2]
+    assert alone(Ahead(2, turn=1, turn_seconds=1.0)) == [1] * 10
+    assert alone(Ahead(2, turn=4, turn_seconds=1.0, capacity=2), rows=3) == [1] * 10 + [4, 4, 2]
 
 
 def test_a_turn_costs_what_its_steps_cost():
     """Totals and predictions count steps, however many are taken at once."""
-    world = Ahead(2, turn=4, step_seconds=1.0)
+    world = Ahead(2, turn=4, turn_seconds=1.0)
     assert sum(alone(world)) == 10
     assert world.batcher.counters.batches == 13
     assert world.batcher.prediction.round_seconds((MODEL, "denoiser"), 1) == pytest.approx(0.01)

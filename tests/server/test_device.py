@@ -31,7 +31,7 @@ from server.types import Job, ModelKey, Row
 from ..ahead import LateStream
 from ..conftest import ZOO
 
-LIMITS = Limits(step_seconds=60.0, max_batch_rows=16)
+LIMITS = Limits(step_seconds=60.0, turn_seconds=60.0, max_batch_rows=16)
 DEVICES = ["cpu", pytest.param("cuda:0", marks=pytest.mark.gpu)]
 MODELS = ["digits-vdrme", "digits-gdim", "digits-hat", "digits-latent", "checkerboard-vdrme", "digits-ddpm"]
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import kernels.ops  # noqa: F401  (makes the operators known)
+from export.runtime import EngineError
 from export.runtime.device import DeviceSession
 from kernels import philox_torch
 from kernels.reference import metropolis_step
@@ -89,9 +90,17 @@ class StepFunction:
         control.null_rows.copy_(torch.arange(self.rows))
 
     def capture(self) -> None:
-        """From now on `launch` is one launch of the whole step, where the device and the engine can do that."""
+        """From now on `launch` is one launch of the whole step, where the device and the engine can do that.
+
+        Raises:
+            EngineError: the network cannot be captured, e.g. as it waits for the device.
+        """
         if self._session.capturable and self._stream.captures:
-            self.launch = self._stream.capture(self.run)
+            try:
+                self.launch = self._stream.capture(self.run)
+            except RuntimeError as error:
+                what = f"network {self.plan.network} for {self.rows} rows"
+                raise EngineError(f"{what} cannot be captured in a graph: {error}") from error
             self.captured = True
         else:
             self.run()
