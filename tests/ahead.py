@@ -27,16 +27,23 @@ class LateStream(HostStream):
     def __init__(self) -> None:
         self.captured = 0
         self._late: list[Callable[[], object]] = []
+        self._late_aside: list[Callable[[], object]] = []
+        self._before: LateMark | None = None
 
     def download(self, source: torch.Tensor, *, aside: bool = False) -> torch.Tensor:
         arrived = source.clone()
         target = torch.full_like(arrived, torch.nan)
-        self._late.append(lambda: target.copy_(arrived))
+        (self._late_aside if aside else self._late).append(lambda: target.copy_(arrived))
         return target
 
     def mark(self, *, aside: bool = False) -> LateMark:
+        """What is aside waits for the work before it, so that its mark is behind all."""
         late, self._late = self._late, []
-        return LateMark(late)
+        self._before = LateMark(late, self._before)
+        if not aside:
+            return self._before
+        late, self._late_aside = self._late_aside, []
+        return LateMark(late, self._before)
 
     def capture(self, function: Callable[[], None]) -> Callable[[], None]:
         self.captured += 1
@@ -45,11 +52,16 @@ class LateStream(HostStream):
 
 
 class LateMark:
-    def __init__(self, late: list[Callable[[], object]]) -> None:
-        self._late = late
+    """before: one that has passed when this one has."""
+
+    def __init__(self, late: list[Callable[[], object]], before: LateMark | None) -> None:
+        self._late, self._before = late, before
         self.passed = False
 
     def wait(self) -> None:
+        if self._before is not None:
+            self._before.wait()
+        self._before = None
         for arrive in self._late:
             arrive()
         self._late = []

@@ -45,7 +45,7 @@ class DeviceStep:
         let_go: Callable[[], None],
     ) -> None:
         """
-        numbers: of the lines that the rows took. marks: before the step, behind it, and behind the downloads beside it.
+        numbers: of the lines that the rows took. marks: before the step, behind it, and behind all that it gives.
         let_go: called once the device has read what it was told.
         """
         self._rows, self._kind = batch.rows, batch.kind
@@ -53,13 +53,12 @@ class DeviceStep:
         self._lines = [row.program.lines[number] for row, number in zip(batch.rows, numbers, strict=True)]
         self._places = results.row_of
         self._downloads = downloads
-        self._began, self._ended, self._downloaded = marks
+        self._began, self._ended, self._arrived = marks
         self._let_go = let_go
 
     def finish(self) -> float:
         """See `Step.finish`; the seconds are the device's, for the whole step."""
-        self._ended.wait()
-        self._downloaded.wait()
+        self._arrived.wait()
         self._let_go()
         values: list[list[float]] = self._downloads.results.tolist()
         if self._kind != "ensemble":

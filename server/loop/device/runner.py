@@ -104,7 +104,8 @@ class DeviceRunner:
         collected = self._collect(function.control, wanted, batch.kind)
         ended = self._stream.mark()
         downloads = Downloads(results, *self._download(wanted, collected))
-        marks = began, ended, self._stream.mark(aside=True)
+        aside = any(tensor is not None for tensor in collected)
+        marks = began, ended, self._stream.mark(aside=True) if aside else ended
         return DeviceStep(batch, numbers, function.results, downloads, marks, lambda: function.let_go(held))
 
     def _function(self, batch: Batch, lines: Sequence[Line]) -> StepFunction:
