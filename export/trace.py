@@ -45,9 +45,13 @@ def trace(module: nn.Module, spec: NetworkSpec, example: Mapping[str, Tensor]) -
     inputs = {tensor.name: example[tensor.name] for tensor in spec.inputs}
     if spec.function == "energy_gradient":
         traced = _trace_gradient(module, spec.gradients, inputs)
-        return torch.export.export(
+        program = torch.export.export(
             traced, tuple(inputs.values()), dynamic_shapes=tuple({0: Dim.DYNAMIC} for _ in inputs)
         )
+        # The ONNX exporter decomposes what it is given, and this is core operators already (an operator that ONNX lacks
+        # is refused, and belongs into `decompositions`). To do it again took up to two thirds of the translation.
+        program.run_decompositions = lambda table=None, **_: program
+        return program
     with _explicit_arguments(module, list(inputs)):
         program = torch.export.export(
             module,
@@ -155,6 +159,8 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     table[aten.native_group_norm.default] = group_norm
     table[aten.native_group_norm_backward.default] = group_norm_backward
     table[aten.silu_backward.default] = silu_backward
+    table[aten.squeeze.dims] = squeeze
+    del table[aten.squeeze.dim]  # to `dims`, which ONNX has no translation of
     return table
 
 
@@ -306,6 +312,13 @@ def silu_backward(gradient: Tensor, sample: Tensor) -> Tensor:
     """`aten.silu_backward` written with the forward pass's own values s = sigmoid(x) and y = x s: `s + y (1 - s)`."""
     sigmoid = sample.sigmoid()
     return gradient * (sigmoid + (sample * sigmoid) * (1.0 - sigmoid))
+
+
+def squeeze(sample: Tensor, axes: Sequence[int]) -> Tensor:
+    """`aten.squeeze` of several axes, one after the other, the last first."""
+    for axis in sorted((axis % sample.dim() for axis in axes), reverse=True):
+        sample = sample.squeeze(axis)
+    return sample
 
 
 def _per_axis(value: Sequence[int], axes: int) -> list[int]:

@@ -22,6 +22,7 @@ from export.trace import (
     group_norm,
     group_norm_backward,
     silu_backward,
+    squeeze,
     trace,
 )
 from models.bundle import Bundle, NetworkSpec
@@ -111,6 +112,13 @@ def test_silu_gradient():
     sample = torch.linspace(-800, 800, 1601, dtype=torch.float64, requires_grad=True)
     (expected,) = torch.autograd.grad(functional.silu(sample).sum(), sample)
     torch.testing.assert_close(silu_backward(torch.ones(1601, dtype=torch.float64), sample.detach()), expected)
+
+
+@pytest.mark.parametrize("axes", [[1], [-1, 1], [1, 3], [0, 2]])
+def test_squeeze_of_several_axes(axes):
+    """As torch's own: the named axes go where they have one element, counted from either end, and no others."""
+    sample = torch.randn(4, 1, 1, 1, 3)[..., :1] if -1 in axes else torch.randn(4, 1, 3, 1)
+    torch.testing.assert_close(squeeze(sample, axes), sample.squeeze(tuple(axes)))
 
 
 def test_weight_gradients_are_refused():
