@@ -81,9 +81,9 @@ class _Once(Generic[S]):
 class _Common:
     """The server's engine around a backend."""
 
-    def __init__(self, bundle: Bundle, backend: Backend, *, warm_up: bool) -> None:
+    def __init__(self, bundle: Bundle, backend: Backend) -> None:
         self.card = bundle.card
-        self._served = Served(bundle, backend, warm_up=warm_up)
+        self._served = Served(bundle, backend)
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -110,7 +110,7 @@ class LoadedOnHost(_Common):
     def __init__(self, bundle: Bundle, threads: int) -> None:
         """threads: how many a network may use."""
         runtime = _Once(self.engine, torch.device("cpu"), open_runtime(self.engine, threads))
-        super().__init__(bundle, HostBackend(runtime), warm_up=True)
+        super().__init__(bundle, HostBackend(runtime))
         self._sessions = runtime.sessions
 
     def make(self, contender: str, case: Case, program: Program) -> Run:
@@ -166,8 +166,7 @@ class LoadedOnDevice(_Common):
         self.engine = engine
         self.contenders = (SERVED, BARE, EAGER, COMPILED) if engine == "torch" else (SERVED, BARE)
         opened = open_on_device(engine, device, threads)
-        # On the CPU nothing is captured, and every kind of step at every number of rows would take minutes.
-        super().__init__(bundle, opened.backend, warm_up=device.type != "cpu")
+        super().__init__(bundle, opened.backend)
         self._stream, self._sessions = opened.stream, opened.sessions
         self._bundle = bundle
         self._replays: dict[tuple[str, int], Callable[[], object]] = {}
@@ -204,12 +203,12 @@ class LoadedOnDevice(_Common):
     def _replay(self, network: str, rows: int) -> Callable[[], object]:
         if (network, rows) not in self._replays:
             session = self._sessions[network]
-            inputs = self._inputs(session, network, rows)
 
             def call() -> None:
                 session.run(inputs)
 
             with self._stream.active(), torch.no_grad():
+                inputs = self._inputs(session, network, rows)
                 self._replays[network, rows] = self._stream.capture(call) if session.capturable else call
         return self._replays[network, rows]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,21 +15,21 @@ import torch
 from export import ExportError
 from export.runtime import EngineError
 from models.bundle import Bundle, BundleError
+from models.program import Program
+from server.errors import ServerError
 
 from ..environment import describe_environment, stolen_seconds
 from .bandwidth import copy_bandwidth
 from .bundles import Precision, checkpoint_of, export, find_bundle, is_traced, untraced
 from .cases import LANGEVIN_STEPS, NFE, ROWS, WORKLOADS, Case, EndToEndError, Workload, cases_of, program_of
-from .contenders import Run
-from .loaded import BARE, COMPILED, DTYPES, Loaded, LoadedOnDevice, LoadedOnHost
-from .plan import Lot, fitting, lots_of
-from .result import Cell, EndToEnd, Timing
-from .served import Taken
+from .loaded import COMPILED, DTYPES, Loaded, LoadedOnDevice, LoadedOnHost
+from .plan import ROUNDS, Lot, fitting, lots_of
+from .race import Race
+from .result import Cell, EndToEnd
 
 VISIT_SECONDS = 0.5
 """Of one contender, each time that a case's turn comes: short requests are made several times."""
 
-MAX_CALLS = 50
 MAX_ROUNDS = 40
 COMPILE_SHARE = 0.35
 """A model's part of the time that torch.compile may take: it compiles for each number of rows anew."""
@@ -66,41 +66,52 @@ def measure_end_to_end(
     options: Options | None = None,
     *,
     report: Report = lambda text: None,
+    keep: Callable[[EndToEnd], None] = lambda result: None,
     clock: Callable[[], float] = perf_counter,
 ) -> EndToEnd:
     """Measure whole requests on a device, `cpu` or `cuda:N`, in about so many seconds.
 
-    Bundles that have to be exported first are beside that time. What does not fit is left out, longest cases first,
-    and said so; so are models and engines that fail.
+    On the CPU, bundles that have to be exported first are beside that time. What does not fit is left out, longest
+    cases first, and said so; so are models and engines that fail.
+    keep: is given what there is so far, whenever there is more of it.
     """
     options = options or Options(engines=("onnxruntime", "torch") if device == "cpu" else ("torch",))
     place = torch.device(device)
     environment, stolen = describe_environment(), stolen_seconds()
+    began = clock()
     measurement = _Measurement(place, options, report, clock)
+
+    def result() -> EndToEnd:
+        return EndToEnd(
+            environment=environment,
+            device=device if place.type == "cpu" else torch.cuda.get_device_name(place),
+            precision="float32" if place.type == "cpu" else options.precision,
+            threads=options.threads,
+            budget_seconds=budget_seconds,
+            seconds=clock() - began,
+            copy_bandwidth=measurement.bandwidth,
+            parameters=measurement.parameters,
+            compile_seconds=measurement.compile_seconds,
+            cells=tuple(cell for cells in measurement.cells.values() for cell in cells),
+            left_out=measurement.left_out,
+            load_after=os.getloadavg()[0],
+            stolen_seconds=stolen_seconds() - stolen,
+        )
+
     with TemporaryDirectory(prefix="fewstep-bench-") as scratch:
         bundles = measurement.bundles(Path(scratch))
-        began = clock()
-        bandwidth = copy_bandwidth(place) if place.type == "cuda" else None
-        measurement.bandwidth = bandwidth
+        if place.type == "cpu":
+            began = clock()
+        else:
+            measurement.bandwidth = copy_bandwidth(place)
         for index, (workload, bundle) in enumerate(bundles):
             left = budget_seconds - (clock() - began)
             share = workload.weight / sum(other.weight for other, _ in bundles[index:])
-            measurement.model(workload, bundle, clock() + left * share)
-    return EndToEnd(
-        environment=environment,
-        device=device if place.type == "cpu" else torch.cuda.get_device_name(place),
-        precision="float32" if place.type == "cpu" else options.precision,
-        threads=options.threads,
-        budget_seconds=budget_seconds,
-        seconds=clock() - began,
-        copy_bandwidth=bandwidth,
-        parameters=measurement.parameters,
-        compile_seconds=measurement.compile_seconds,
-        cells=tuple(measurement.cells),
-        left_out=measurement.left_out,
-        load_after=os.getloadavg()[0],
-        stolen_seconds=stolen_seconds() - stolen,
-    )
+            try:
+                measurement.model(workload, bundle, clock() + left * share, lambda: keep(result()))
+            except (ServerError, RuntimeError, TimeoutError) as error:  # of this model; the others may do
+                measurement.left_out[workload.model] = _one_line(error)
+    return result()
 
 
 class _Measurement:
@@ -109,10 +120,9 @@ class _Measurement:
     def __init__(self, device: torch.device, options: Options, report: Report, clock: Callable[[], float]) -> None:
         self.device, self.options, self.report, self.clock = device, options, report, clock
         self.bandwidth: float | None = None
-        self.compiles = False
         self.parameters: dict[str, int] = {}
         self.compile_seconds: dict[str, float] = {}
-        self.cells: list[Cell] = []
+        self.cells: dict[str, list[Cell]] = {}
         self.left_out: dict[str, str] = {}
 
     def bundles(self, scratch: Path) -> list[tuple[Workload, Bundle]]:
@@ -136,32 +146,49 @@ class _Measurement:
             return export(checkpoint, scratch / "bundles", self.report)
         return untraced(checkpoint, "float32" if self.device.type == "cpu" else self.options.precision)
 
-    def model(self, workload: Workload, bundle: Bundle, deadline: float) -> None:
-        """Measure the cases of one model until the deadline."""
+    def model(self, workload: Workload, bundle: Bundle, deadline: float, keep: Callable[[], None]) -> None:
+        """Measure the cases of one model until the deadline. keep: called when there are numbers worth keeping."""
         options, began = self.options, self.clock()
         if deadline <= began:
             self.left_out[workload.model] = "no time was left"
             return
-        self.compiles = options.compiled and deadline - began >= COMPILE_LEAST[self.device.type]
+        compiling = COMPILE_SHARE * (deadline - began)
+        if not options.compiled or deadline - began < COMPILE_LEAST[self.device.type]:
+            compiling = 0.0
         with ExitStack() as stack:
-            engines = []
-            for engine in options.engines:
-                self.report(f"{workload.model}: loading it with {engine}")
-                try:
-                    engines.append(stack.enter_context(self._load(bundle, engine)))
-                except (EndToEndError, EngineError, BundleError, ImportError) as error:
-                    self.left_out[f"{workload.model}, {engine}"] = str(error)
+            engines = [stack.enter_context(loaded) for loaded in self._engines(workload, bundle)]
             cases = cases_of(workload, options.rows, options.nfe, options.langevin)
             programs = {case: program_of(bundle.card, case) for case in cases}
             networks = {line.network for program in programs.values() for line in program.lines}
             self.parameters[workload.model] = _parameters(bundle, networks)
             self.report(f"{workload.model}: trying single forwards")
-            lots = lots_of(cases, programs, engines, lambda loaded: len(self._contenders(loaded)))
-            kept, left = fitting(lots, (1 - COMPILE_SHARE * self.compiles) * (deadline - self.clock()))
-            races = [_Race(lot) for lot in sorted(kept, key=lambda lot: lot.seconds)]
-            self._prepare(races, began, deadline)
-            self._run(workload, races, deadline)
-        self._write(cases, programs, races, left, bundle)
+            kept, left = fitting(lots_of(cases, programs, engines), deadline - compiling - self.clock())
+            races = [Race(lot) for lot in sorted(kept, key=lambda lot: lot.seconds)]
+
+            def write() -> None:
+                self.cells[workload.model] = [
+                    self._cell(case, programs[case], bundle, [race for race in races if race.lot.case == case], left)
+                    for case in cases
+                ]
+                keep()
+
+            for race in races:
+                self._prepare(race, [name for name in race.lot.loaded.contenders if name != COMPILED])
+            self._run(races, deadline - compiling)
+            write()
+            if compiling:
+                self._compile(workload.model, races, compiling)
+                self._run(races, deadline)
+                write()
+
+    def _engines(self, workload: Workload, bundle: Bundle) -> Iterator[Loaded]:
+        """The model in every engine that can run it."""
+        for engine in self.options.engines:
+            self.report(f"{workload.model}: loading it with {engine}")
+            try:
+                yield self._load(bundle, engine)
+            except (EndToEndError, EngineError, BundleError, ImportError) as error:
+                self.left_out[f"{workload.model}, {engine}"] = str(error)
 
     def _load(self, bundle: Bundle, engine: str) -> Loaded:
         if engine != "torch" and not is_traced(bundle):
@@ -170,97 +197,66 @@ class _Measurement:
             return LoadedOnHost(bundle, self.options.threads)
         return LoadedOnDevice(bundle, engine, self.device, self.options.threads)
 
-    def _contenders(self, loaded: Loaded) -> list[str]:
-        return [name for name in loaded.contenders if name != COMPILED or self.compiles]
+    def _compile(self, model: str, races: Sequence[Race], seconds: float) -> None:
+        """Make what torch.compile takes part in, for one number of rows after the other, as long as that may take.
 
-    def _prepare(self, races: Sequence[_Race], began: float, deadline: float) -> None:
-        """Make the contenders and run each once; torch.compile's as long as it may take."""
-        compiling = COMPILE_SHARE * (deadline - began)
-        spent = last = 0.0
-        shapes: set[int] = set()  # that have been compiled for
+        After the others have been measured: how long it takes is known only afterwards, and it may not come back.
+        """
+        began, last = self.clock(), 0.0
+        ready: set[int] = set()  # numbers of rows
         for race in races:
-            case = race.lot.case
-            for name in self._contenders(race.lot.loaded):
-                if name == COMPILED and case.rows not in shapes and spent + last > compiling:
-                    race.left_out[name] = f"compiling took {spent:.0f} s for fewer rows, and no more is left for it"
-                    continue
-                self.report(f"{case.model}: {case.text}, {race.lot.loaded.engine}, {name}: warming up")
-                started = self.clock()
-                try:
-                    run = race.lot.loaded.make(name, case, race.lot.program)
-                    run()
-                except (EndToEndError, RuntimeError) as error:
-                    race.left_out[name] = _one_line(error)
-                    continue
-                race.runs[name] = run
-                if name == COMPILED and case.rows not in shapes:
-                    shapes.add(case.rows)
-                    last = self.clock() - started
-                    spent += last
-        if shapes:
-            self.compile_seconds[races[0].lot.case.model] = spent
+            rows, spent = race.lot.case.rows, self.clock() - began
+            if COMPILED not in race.lot.loaded.contenders:
+                continue
+            if rows not in ready and spent + last > seconds:
+                race.left_out[COMPILED] = f"compiling for fewer rows took {spent:.0f} s, and no more are left for it"
+                continue
+            self._prepare(race, [COMPILED])
+            if rows not in ready:
+                ready.add(rows)
+                last = self.clock() - began - spent
+        if ready:
+            self.compile_seconds[model] = self.clock() - began
 
-    def _run(self, workload: Workload, races: Sequence[_Race], deadline: float) -> None:
+    def _prepare(self, race: Race, names: Sequence[str]) -> None:
+        """Make contenders and run each once, which sets up what is set up once."""
+        for name in names:
+            self.report(f"{race.lot.case.model}: {race.lot.case.text}, {race.lot.loaded.engine}, {name}: warming up")
+            try:
+                run = race.lot.loaded.make(name, race.lot.case, race.lot.program)
+                run()
+            except (EndToEndError, RuntimeError) as error:
+                race.left_out[name] = _one_line(error)
+            else:
+                race.runs[name] = run
+
+    def _run(self, races: Sequence[Race], deadline: float) -> None:
+        """Rounds of visits until the deadline; each case at least once, whatever the time."""
+        count = sum(len(race.runs) for race in races)
+        if not count:
+            return
+        visit = min(VISIT_SECONDS, max(0.0, deadline - self.clock()) / (ROUNDS * count))
         for round_ in range(MAX_ROUNDS):
             started = self.clock()
             for race in races:
                 if round_ and self.clock() > deadline:
                     return
-                self.report(f"{workload.model}: round {round_ + 1}, {race.lot.case.text}, {race.lot.loaded.engine}")
-                race.visit(round_, deadline, self.clock)
+                case = race.lot.case
+                self.report(f"{case.model}: round {round_ + 1}, {case.text}, {race.lot.loaded.engine}")
+                race.visit(visit, deadline, self.clock)
             if self.clock() + (self.clock() - started) > deadline:
                 return
 
-    def _write(
-        self, cases: Sequence[Case], programs: dict, races: Sequence[_Race], left: Sequence[Lot], bundle: Bundle
-    ) -> None:
-        for case in cases:
-            own = [race for race in races if race.lot.case == case]
-            timings = [timing for race in own for timing in race.timings()]
-            left_out = {f"{race.lot.loaded.engine} {name}": why for race in own for name, why in race.left_out.items()}
-            for lot in left:
-                if lot.case == case:
-                    left_out[lot.loaded.engine] = f"a round would take {lot.seconds:.1f} s, more than there is time for"
-            program = programs[case]
-            floor = None
-            if self.bandwidth is not None:
-                weights = sum(_weight_bytes(bundle, line.network) for line in program.lines)
-                floor = weights / self.bandwidth
-            self.cells.append(Cell(case, program.nfe, program.gradient_passes, tuple(timings), floor, left_out))
-
-
-class _Race:
-    """The contenders of a case with one engine, and the calls that they have made so far."""
-
-    def __init__(self, lot: Lot) -> None:
-        self.lot = lot
-        self.runs: dict[str, Run] = {}
-        self.taken: dict[str, list[Taken]] = {}
-        self.left_out: dict[str, str] = {}
-
-    def visit(self, round_: int, deadline: float, clock: Callable[[], float]) -> None:
-        """Some calls of everybody, one after the other, in an order that changes, so that nobody is always first.
-
-        Their n-th calls are a few seconds apart at most, and are compared with each other.
-        """
-        one = self.lot.seconds / max(1, len(self.runs))
-        for call in range(max(1, min(MAX_CALLS, int(VISIT_SECONDS / max(one, 1e-6))))):
-            if call and clock() > deadline:
-                return
-            names = list(self.runs)
-            for name in names if (round_ + call) % 2 == 0 else reversed(names):
-                self.taken.setdefault(name, []).append(self.runs[name]())
-
-    def timings(self) -> list[Timing]:
-        bare = self.taken.get(BARE, [])
-        return [
-            Timing.of(
-                *(self.lot.loaded.engine, name, calls),
-                bare=() if name == BARE else bare,
-                networks=self.lot.loaded.tells_networks,
-            )
-            for name, calls in self.taken.items()
-        ]
+    def _cell(self, case: Case, program: Program, bundle: Bundle, races: Sequence[Race], left: Sequence[Lot]) -> Cell:
+        left_out = {f"{race.lot.loaded.engine} {name}": why for race in races for name, why in race.left_out.items()}
+        for lot in left:
+            if lot.case == case:
+                left_out[lot.loaded.engine] = f"a round would take {lot.seconds:.1f} s, more than there is time for"
+        floor = None
+        if self.bandwidth is not None:
+            floor = sum(_weight_bytes(bundle, line.network) for line in program.lines) / self.bandwidth
+        timings = tuple(timing for race in races for timing in race.timings())
+        return Cell(case, program.nfe, program.gradient_passes, timings, floor, left_out)
 
 
 def _parameters(bundle: Bundle, networks: set[str]) -> int:

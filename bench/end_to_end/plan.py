@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from models.program import Program
@@ -51,16 +51,11 @@ class Forwards:
         return fixed + slope * rows
 
 
-def lots_of(
-    cases: Sequence[Case],
-    programs: Mapping[Case, Program],
-    engines: Sequence[Loaded],
-    contenders: Callable[[Loaded], int],
-) -> list[Lot]:
-    """Every case with every engine. contenders: how many an engine has."""
+def lots_of(cases: Sequence[Case], programs: Mapping[Case, Program], engines: Sequence[Loaded]) -> list[Lot]:
+    """Every case with every engine."""
     forwards = [(loaded, Forwards(loaded)) for loaded in engines]
     return [
-        Lot(case, programs[case], loaded, contenders(loaded) * forward.program_seconds(programs[case], case.rows))
+        Lot(case, programs[case], loaded, len(loaded.contenders) * forward.program_seconds(programs[case], case.rows))
         for case in cases
         for loaded, forward in forwards
     ]

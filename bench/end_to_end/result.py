@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import numpy as np
 
@@ -80,15 +81,21 @@ class Timing:
 
     @classmethod
     def of(
-        cls, engine: str, contender: str, taken: Sequence[Taken], *, bare: Sequence[Taken] = (), networks: bool = False
+        cls,
+        engine: str,
+        contender: str,
+        taken: Mapping[int, Taken],
+        *,
+        bare: Mapping[int, Taken] = MappingProxyType({}),
+        networks: bool = False,
     ) -> Timing:
-        """bare: calls of the bare loop, each beside the one at its place in `taken`; none for the bare loop itself.
+        """taken: the calls, by the turn in which each was made. bare: the bare loop's; none for itself.
 
         networks: whether the engine tells how long its networks took.
         """
-        seconds = [call.seconds for call in taken]
-        ratios = [call.seconds / other.seconds for call, other in zip(taken, bare, strict=False)]
-        shares = [call.networks / call.steps for call in taken if networks and call.steps > 0]
+        seconds = [call.seconds for call in taken.values()]
+        ratios = [call.seconds / bare[turn].seconds for turn, call in taken.items() if turn in bare]
+        shares = [call.networks / call.steps for call in taken.values() if networks and call.steps > 0]
         share = statistics.median(shares) if shares else None
         return cls(
             engine,
@@ -158,9 +165,7 @@ class EndToEnd:
     def goals(self) -> list[Goal]:
         """Those of the issue that such a measurement can tell of."""
         if self.device != "cpu":
-            return [
-                Goal("4-step sample, batch 1, 35.7M U-Net, over 4 graph-replayed forwards", self._four_steps(), 1.10)
-            ]
+            return [replace(FOUR_STEPS, value=self._four_steps())]
         served = [t for cell in self.cells_of(UNET) if (t := cell.timing("served", "onnxruntime"))]
         over = [t.over_bare.median for t in served if t.over_bare is not None]
         shares = [t.update_share for t in served if t.update_share is not None]

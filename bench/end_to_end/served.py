@@ -45,10 +45,8 @@ class Taken:
 class Served:
     """One model in an engine of the server. A context manager: the engine's thread ends with it."""
 
-    def __init__(
-        self, bundle: Bundle, backend: Backend, limits: Limits = WHOLE_BATCHES, *, warm_up: bool = True
-    ) -> None:
-        """Load the bundle as the server's repository does.
+    def __init__(self, bundle: Bundle, backend: Backend, limits: Limits = WHOLE_BATCHES) -> None:
+        """Load and warm up the bundle as the server's repository does.
 
         Raises:
             EngineError, BundleError: the backend cannot run it.
@@ -56,8 +54,7 @@ class Served:
         self.key = ModelKey(bundle.card.name, bundle.manifest.version)
         self._sizes = RowSizes.of(bundle.card)
         runner = backend.runner(bundle, limits, fixed_rows={})
-        if warm_up:
-            runner.warm_up()
+        runner.warm_up()
         self.engine = Engine(limits, depth=backend.depth, turn=backend.turn)
         self.engine.add_model(self.key, runner)
 

@@ -108,7 +108,7 @@ def measure_busy(
     """
     meter = Meter(open_on_device("torch", device).backend)
     programs = [compile_sample(bundle.card, SampleOptions(sampler="ddim", steps=steps)) for steps in STEPS]
-    with Served(bundle, meter, warm_up=device.type != "cpu") as served:
+    with Served(bundle, meter) as served:
         load = _Callers(served, programs, callers)
         load.run(WARM_UP * seconds, clock)
         meter.reset()

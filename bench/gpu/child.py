@@ -11,15 +11,20 @@ from time import perf_counter
 
 import msgspec
 
-from .parts import Setting
+from .parts import Findings, Setting
 from .registry import all_parts
 
 
 def main(name: str, device: str, deadline: str, output: str, findings: str) -> None:
     """Run the part and write what it found."""
     part = next(part for part in all_parts() if part.name == name)
-    found = part.measure(Setting(device, float(deadline) - perf_counter(), Path(output)))
-    Path(findings).write_bytes(msgspec.json.encode(found))
+
+    def keep(found: Findings) -> None:
+        making = Path(findings).with_suffix(".making")  # whoever reads it finds all of it
+        making.write_bytes(msgspec.json.encode(found))
+        making.rename(findings)
+
+    keep(part.measure(Setting(device, float(deadline) - perf_counter(), Path(output), keep)))
 
 
 if __name__ == "__main__":

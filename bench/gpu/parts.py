@@ -21,11 +21,15 @@ class Findings:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What a part is told. seconds: in which it has to be done. output: where files of its own go."""
+    """What a part is told. seconds: in which it has to be done. output: where files of its own go.
+
+    keep: what it has found so far, in case that it does not come to its end.
+    """
 
     device: str
     seconds: float
     output: Path
+    keep: Callable[[Findings], None] = lambda findings: None
 
 
 Measure = Callable[[Setting], Findings]

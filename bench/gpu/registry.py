@@ -10,7 +10,8 @@ from typing import Any
 
 import msgspec
 
-from ..end_to_end.result import FOUR_STEPS, UNET, Goal
+from ..end_to_end.cases import WORKLOADS
+from ..end_to_end.result import FOUR_STEPS, UNET, EndToEnd, Goal
 from ..kernels.result import OF_COPY, OVER_COMPILED, OVER_EAGER
 from .gpu_tests import FAILED, run_tests
 from .parts import Findings, Part, Setting
@@ -45,12 +46,21 @@ def run_end_to_end(setting: Setting) -> Findings:
     from ..end_to_end.measure import Options, measure_end_to_end
     from ..end_to_end.report import markdown
 
-    options = Options(engines=("torch",), langevin=LANGEVIN_STEPS)
-    result = measure_end_to_end(setting.device, setting.seconds - MARGIN, options, report=_say)
+    presets = tuple(workload for workload in WORKLOADS if workload.preset)
+    options = Options(engines=("torch",), workloads=presets, langevin=LANGEVIN_STEPS)
+
+    def findings(result: EndToEnd) -> Findings:
+        return Findings(_plain(asdict(result)), tuple(result.goals()), markdown(result))
+
+    result = measure_end_to_end(
+        *(setting.device, setting.seconds - MARGIN, options),
+        report=_say,
+        keep=lambda result: setting.keep(findings(result)),
+    )
     if not any(cell.timings for cell in result.cells):
         raise RuntimeError(f"nothing could be measured: {result.left_out}")
     write(result, setting.output)
-    return Findings(_plain(asdict(result)), tuple(result.goals()), markdown(result))
+    return findings(result)
 
 
 def run_kernels(setting: Setting) -> Findings:
@@ -73,7 +83,6 @@ def run_busy(setting: Setting) -> Findings:
     import torch
 
     from ..end_to_end.bundles import checkpoint_of, untraced
-    from ..end_to_end.cases import WORKLOADS
     from .busy import measure_busy
 
     workload = next(workload for workload in WORKLOADS if workload.model == UNET)

@@ -41,10 +41,11 @@ def markdown(environment: Environment, versions: Mapping[str, str], outcomes: Se
         *(f"| {o.part.title} | {o.seconds:.0f} of {o.given:.0f} | {_ending(o)} |" for o in outcomes),
     ]
     for outcome in outcomes:
+        lines += ["", f"## {outcome.part.title}"]
+        if outcome.error is not None:
+            lines += ["", "It failed:", "", "```", outcome.error, "```"]
         if outcome.findings is not None:
-            lines += ["", f"## {outcome.part.title}", "", _deeper(outcome.findings.markdown)]
-        else:
-            lines += ["", f"## {outcome.part.title}: failed", "", "```", outcome.error or "", "```"]
+            lines += ["", _deeper(outcome.findings.markdown)]
     return "\n".join(lines) + "\n"
 
 

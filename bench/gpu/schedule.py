@@ -25,12 +25,16 @@ ROOT = Path(__file__).parents[2]
 
 
 class PartFailed(Exception):
-    """A part that gave no findings; the message says why."""
+    """A part that did not come to its end; the message says why. findings: those that it had by then."""
+
+    def __init__(self, message: str, findings: Findings | None = None) -> None:
+        super().__init__(message)
+        self.findings = findings
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a part: its findings, or why there are none. seconds: that it took, of those that it was given."""
+    """What became of a part: its findings, and why they are not all. seconds: that it took, of those it was given."""
 
     part: Part
     given: float
@@ -66,7 +70,7 @@ def run_parts(
         try:
             findings = launch(part, Setting(device, given, output))
         except PartFailed as error:
-            outcomes.append(Outcome(part, given, clock() - started, error=str(error)))
+            outcomes.append(Outcome(part, given, clock() - started, error.findings, str(error)))
         else:
             outcomes.append(Outcome(part, given, clock() - started, findings))
     return outcomes
@@ -76,7 +80,7 @@ def launch_process(part: Part, setting: Setting) -> Findings:
     """Run a part in a process of its own: an error on a GPU is the end of the process that made it.
 
     Raises:
-        PartFailed: it ended with an error, or had to be ended.
+        PartFailed: it ended with an error, or had to be ended; with what it had found by then.
     """
     findings, log = setting.output / f".{part.name}.json", setting.output / f"{part.name}.log"
     findings.unlink(missing_ok=True)
@@ -88,18 +92,22 @@ def launch_process(part: Part, setting: Setting) -> Findings:
             cwd=ROOT, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         try:
-            code = process.wait(setting.seconds + GRACE)
+            code: int | None = process.wait(setting.seconds + GRACE)
         except subprocess.TimeoutExpired:
-            raise PartFailed(f"was ended after {setting.seconds + GRACE:.0f} s\n{_tail(log)}") from None
+            code = None
         finally:
             _end(process)
-    if code != 0:
-        raise PartFailed(f"ended with code {code}\n{_tail(log)}")
     try:
-        found = msgspec.json.decode(findings.read_bytes(), type=Findings)
-    except (OSError, msgspec.DecodeError) as error:
-        raise PartFailed(f"left no findings: {error}\n{_tail(log)}") from error
-    findings.unlink()
+        found = msgspec.json.decode(findings.read_bytes(), type=Findings) if findings.exists() else None
+    except msgspec.DecodeError as error:
+        raise PartFailed(f"left findings that cannot be read: {error}{_tail(log)}") from error
+    findings.unlink(missing_ok=True)
+    if code is None:
+        raise PartFailed(f"was ended after {setting.seconds + GRACE:.0f} s{_tail(log)}", found)
+    if code != 0:
+        raise PartFailed(f"ended with code {code}{_tail(log)}", found)
+    if found is None:
+        raise PartFailed(f"left no findings{_tail(log)}")
     log.unlink()
     return found
 
@@ -112,4 +120,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _tail(log: Path) -> str:
-    return log.read_text(errors="replace").strip()[-TAIL:]
+    """The end of a part's output, on lines of its own."""
+    text = log.read_text(errors="replace").strip()
+    return f"\n{text[-TAIL:]}" if text else ""

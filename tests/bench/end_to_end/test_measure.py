@@ -19,12 +19,12 @@ from bench.end_to_end.contenders import images_of
 from bench.end_to_end.loaded import LoadedOnDevice, LoadedOnHost
 from bench.end_to_end.loops import Loops
 from bench.end_to_end.measure import Options, measure_end_to_end
-from bench.end_to_end.served import Served
+from bench.end_to_end.served import Served, Taken
 from export.runtime import open_runtime
 from models.checkpoint import load_modules
 from models.run import networks_of, run
 from server.backend import HostBackend
-from server.errors import ServerError
+from server.errors import ServerError, StepFailed
 
 BY_NAME = {workload.model: workload for workload in WORKLOADS}
 CPU = torch.device("cpu")
@@ -74,6 +74,23 @@ def test_the_time_is_kept(repository: Path):
     result = measure_end_to_end("cpu", 5.0, small(repository, "digits-ddpm", "digits-hat"), clock=clock)
     assert result.seconds < 30.0
     assert result.left_out.get("digits-hat") == "no time was left" or result.cells_of("digits-hat")
+
+
+def test_a_model_that_fails_is_left_out(repository: Path, monkeypatch: pytest.MonkeyPatch):
+    """With its error, and the others are measured; what there is is kept after each."""
+    kept = []
+
+    def ask(self, program, rows, images=None, seed=0):
+        if self.key.name == "digits-ddpm":
+            raise StepFailed("out of memory")
+        return Taken(0.001)
+
+    monkeypatch.setattr(Served, "ask", ask)
+    options = small(repository, "digits-ddpm", "digits-hat", rows=(1,), engines=("onnxruntime",))
+    result = measure_end_to_end("cpu", 10.0, options, keep=kept.append)
+    assert "out of memory" in result.left_out["digits-ddpm"]
+    assert result.cells_of("digits-hat")
+    assert [cell.case.model for cell in kept[-1].cells] == ["digits-hat", "digits-hat"]
 
 
 def test_a_model_that_cannot_be_had_is_left_out(repository: Path, monkeypatch: pytest.MonkeyPatch):
@@ -202,14 +219,16 @@ def test_torch_compile_takes_no_more_than_its_share(repository: Path, monkeypatc
     assert "digits-hat" not in measure_end_to_end("cpu", 20.0, options).compile_seconds  # too little time to try
     assert not modes
     monkeypatch.setattr(measure, "COMPILE_LEAST", {"cpu": 0.0})
-    monkeypatch.setattr(measure, "COMPILE_SHARE", 0.0)
+    monkeypatch.setattr(measure, "COMPILE_SHARE", 1e-6)
     result = measure_end_to_end("cpu", 20.0, options)
     assert set(modes) == {(None, False)}
     assert result.compile_seconds["digits-hat"] > 0
     cells = {(cell.case.task, cell.case.rows): cell for cell in result.cells}
     first = [rows for (_, rows), cell in cells.items() if cell.timing("compiled")]
     assert set(first) == {1}
-    assert "compiling took" in cells["score", 3].left_out["torch compiled"]
+    assert "compiling for fewer rows took" in cells["score", 3].left_out["torch compiled"]
+    for case, cell in cells.items():
+        assert {timing.contender for timing in cell.timings} >= {"served", "bare", "eager"}, case
 
 
 def test_the_command_writes_numbers_report_and_picture(repository: Path, tmp_path: Path, capsys):

@@ -7,8 +7,8 @@ import math
 import pytest
 
 from bench.end_to_end.cases import Case
-from bench.end_to_end.measure import _Race
 from bench.end_to_end.plan import Lot
+from bench.end_to_end.race import Race
 from bench.end_to_end.report import markdown
 from bench.end_to_end.result import UNET, Cell, EndToEnd, Goal, Quartiles, Timing
 from bench.end_to_end.served import Taken
@@ -38,8 +38,8 @@ def unet(steps: int, rows: int, *timings: Timing) -> Cell:
 
 def test_a_timing_compares_neighbouring_calls():
     """The ratio is of pairs, so that a slow spell that hits both leaves it alone."""
-    served = [Taken(1.1), Taken(11.0), Taken(1.2)]
-    bare = [Taken(1.0), Taken(10.0), Taken(1.0)]
+    served = {0: Taken(1.1), 1: Taken(11.0), 3: Taken(1.2)}
+    bare = {0: Taken(1.0), 1: Taken(10.0), 2: Taken(70.0), 3: Taken(1.0)}
     found = Timing.of("onnxruntime", "served", served, bare=bare)
     assert found.over_bare is not None
     assert found.over_bare.median == pytest.approx(1.1)
@@ -50,7 +50,7 @@ def test_a_timing_compares_neighbouring_calls():
 def test_the_updates_share_is_what_the_networks_leave_of_the_steps():
     """It is of the steps' own time, and the median of the calls."""
     calls = [Taken(1.0, steps=0.8, networks=0.6), Taken(1.0, steps=1.0, networks=0.9), Taken(1.0, 1.0, 0.5)]
-    found = Timing.of("onnxruntime", "served", calls, networks=True)
+    found = Timing.of("onnxruntime", "served", dict(enumerate(calls)), networks=True)
     assert found.network_share == pytest.approx(0.75)
     assert found.update_share == pytest.approx(0.25)
 
@@ -104,22 +104,36 @@ def test_the_report_says_what_was_left_out_and_why():
 def test_contenders_take_turns_in_an_order_that_changes():
     """Nobody is always first, and the n-th calls of all are neighbours."""
     asked = []
-    race = _Race(Lot(Case("m", "sample", 1, 1), program("a"), Model(0, 0), 0.4))
+    race = Race(Lot(Case("m", "sample", 1, 1), program("a"), Model(0, 0), 0.4))
     for index, name in enumerate(("served", "bare")):
         race.runs[name] = lambda name=name, index=index: asked.append(name) or Taken(1.0 + index)
-    race.visit(0, math.inf, lambda: 0.0)  # 0.2 s a call: twice each
-    race.visit(1, math.inf, lambda: 0.0)
-    assert asked == ["served", "bare", "bare", "served", "bare", "served", "served", "bare"]
+    race.visit(0.65, math.inf, lambda: 0.0)  # 0.2 s a call: three times each
+    race.visit(0.1, math.inf, lambda: 0.0)
+    assert asked == ["served", "bare", "bare", "served", "served", "bare", "bare", "served"]
     found = {timing.contender: timing for timing in race.timings()}
     assert found["bare"].over_bare is None
     assert found["served"].over_bare is not None
     assert found["served"].over_bare.median == 0.5
 
 
+def test_who_comes_later_is_compared_with_the_calls_beside_its_own():
+    """torch.compile joins when the others have been measured: their calls before are none of its pairs."""
+    race = Race(Lot(Case("m", "sample", 1, 1), program("a"), Model(0, 0), 0.4))
+    seconds = iter([8.0, 1.0])
+    race.runs["bare"] = lambda: Taken(next(seconds))
+    race.visit(0.1, math.inf, lambda: 0.0)
+    race.runs["compiled"] = lambda: Taken(2.0)
+    race.visit(0.1, math.inf, lambda: 0.0)
+    found = {timing.contender: timing for timing in race.timings()}
+    assert found["compiled"].over_bare is not None
+    assert found["compiled"].over_bare.median == 2.0
+    assert found["bare"].calls == 2
+
+
 def test_a_visit_ends_at_the_deadline():
     """After the calls that were begun, so that pairs stay pairs."""
     now = iter([0.0, 2.0, 3.0])
-    race = _Race(Lot(Case("m", "sample", 1, 1), program("a"), Model(0, 0), 0.02))
+    race = Race(Lot(Case("m", "sample", 1, 1), program("a"), Model(0, 0), 0.02))
     race.runs = {"served": lambda: Taken(1.0), "bare": lambda: Taken(1.0)}
-    race.visit(0, 1.0, lambda: next(now))
+    race.visit(0.5, 1.0, lambda: next(now))
     assert [len(calls) for calls in race.taken.values()] == [2, 2]

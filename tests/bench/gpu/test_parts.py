@@ -11,11 +11,11 @@ import torch
 from bench.end_to_end import measure
 from bench.end_to_end.bundles import checkpoint_of, untraced
 from bench.end_to_end.cases import WORKLOADS
-from bench.end_to_end.result import FOUR_STEPS
+from bench.end_to_end.result import FOUR_STEPS, UNET
 from bench.gpu import registry
 from bench.gpu.busy import CALLERS, ROWS, covered, kernel_share, measure_busy
 from bench.gpu.gpu_tests import gpu_test_files, run_tests
-from bench.gpu.parts import Setting
+from bench.gpu.parts import Findings, Setting
 from tests.bench.end_to_end.test_measure import small
 
 CPU = torch.device("cpu")
@@ -107,13 +107,16 @@ def test_the_end_to_end_part_gives_its_goal_and_its_files(monkeypatch: pytest.Mo
     real = measure.measure_end_to_end
     told = []
 
-    def measured(device: str, seconds: float, options: measure.Options, report) -> measure.EndToEnd:
-        told.append((device, seconds, options.engines))
-        return real("cpu", 10.0, small(tmp_path, "digits-hat", rows=(1,), engines=("torch",)), report=report)
+    def measured(device: str, seconds: float, options: measure.Options, report, keep) -> measure.EndToEnd:
+        told.append((device, seconds, options.engines, options.workloads[0].model))
+        options = small(tmp_path, "digits-hat", rows=(1,), engines=("torch",))
+        return real("cpu", 10.0, options, report=report, keep=keep)
 
     monkeypatch.setattr(measure, "measure_end_to_end", measured)
-    found = registry.run_end_to_end(Setting("cuda:0", 100.0 + registry.MARGIN, tmp_path))
-    assert told == [("cuda:0", 100.0, ("torch",))]
+    kept: list[Findings] = []
+    found = registry.run_end_to_end(Setting("cuda:0", 100.0 + registry.MARGIN, tmp_path, kept.append))
+    assert told == [("cuda:0", 100.0, ("torch",), UNET)]
+    assert kept[-1].numbers["cells"] == found.numbers["cells"]
     assert {cell["case"]["model"] for cell in found.numbers["cells"]} == {"digits-hat"}
     assert found.markdown.startswith("# End to end")
     assert (tmp_path / "end_to_end.png").exists()
@@ -123,7 +126,7 @@ def test_an_end_to_end_part_that_measured_nothing_fails(monkeypatch: pytest.Monk
     """The reasons are in the error."""
     real = measure.measure_end_to_end
     options = small(tmp_path, "digits-hat", engines=("no-such-engine",))
-    monkeypatch.setattr(measure, "measure_end_to_end", lambda *_, report: real("cpu", 10.0, options))
+    monkeypatch.setattr(measure, "measure_end_to_end", lambda *_, report, keep: real("cpu", 10.0, options))
     with pytest.raises(RuntimeError, match="no-such-engine"):
         registry.run_end_to_end(Setting("cuda:0", 100.0, tmp_path))
 

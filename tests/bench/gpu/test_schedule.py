@@ -133,7 +133,7 @@ def test_a_parts_process_leaves_its_findings(monkeypatch: pytest.MonkeyPatch, tm
     [
         ("print('out of memory'); sys.exit(3)", r"code 3\nout of memory"),
         ("print('nothing')", "left no findings"),
-        ("Path(sys.argv[5]).write_text('{}')", "left no findings"),
+        ("Path(sys.argv[5]).write_text('{}')", "cannot be read"),
         ("import os; os.abort()", "code -6"),
     ],
 )
@@ -143,6 +143,19 @@ def test_a_process_that_fails_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path
     with pytest.raises(PartFailed, match=message):
         launch_process(part("a"), Setting("cuda:0", 30.0, tmp_path))
     assert (tmp_path / "a.log").exists()
+
+
+def test_what_was_found_before_a_failure_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """The part has failed, and shows what it had."""
+    findings = '{"numbers":1,"goals":[{"name":"speed","value":0.96,"bound":0.95,"at_most":false}],"markdown":"half"}'
+    script(monkeypatch, tmp_path, f"Path(sys.argv[5]).write_text({findings!r})\nsys.exit(7)")
+    (outcome,) = run_parts([part("a")], "cuda:0", 60.0, tmp_path, launch_process)
+    assert outcome.error == "ended with code 7"
+    assert outcome.findings == Findings(1, (MET,), "half")
+    assert not succeeded([outcome])
+    page = markdown(describe_environment(), {}, [outcome], 60.0)
+    assert "| speed | >= 0.95 | 0.96 | met |" in page
+    assert "It failed:\n\n```\nended with code 7\n```\n\nhalf" in page
 
 
 def test_a_process_that_hangs_is_ended_with_all_that_it_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
