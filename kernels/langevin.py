@@ -52,6 +52,19 @@ def _norm_kernel(gradient, sums, elements, BLOCK: tl.constexpr):  # type: ignore
 
 
 @triton.jit
+def _root_kernel(sums, norms, blocks, BLOCKS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The norm of each row, of its blocks' sums of squares."""
+    row = tl.program_id(0)
+    tl.store(norms + row, tl.sqrt(_total(sums + row * blocks, blocks, BLOCKS)).to(tl.float32))
+
+
+@triton.jit
+def _total(sums, blocks, BLOCKS: tl.constexpr):  # type: ignore[no-untyped-def]
+    each = tl.arange(0, BLOCKS)
+    return tl.sum(tl.load(sums + each, mask=each < blocks, other=0.0))
+
+
+@triton.jit
 def _langevin_kernel(  # type: ignore[no-untyped-def]
     state,
     slots,
@@ -98,11 +111,7 @@ def _langevin_kernel(  # type: ignore[no-untyped-def]
     if NORM == "later":
         tl.store(sums + row * blocks + tl.program_id(0), _square_sum(g))
     else:
-        if NORM == "row":
-            total = _square_sum(g)
-        else:
-            each = tl.arange(0, BLOCKS)
-            total = tl.sum(tl.load(sums + row * blocks + each, mask=each < blocks, other=0.0))
+        total = _square_sum(g) if NORM == "row" else _total(sums + row * blocks, blocks, BLOCKS)
         norm = tl.sqrt(total).to(tl.float32)
         if tl.program_id(0) == 0:
             tl.store(norms + row, norm)
@@ -205,5 +214,5 @@ def langevin_step(
         num_warps=cut.warps,
     )
     if how == "later":
-        norms = sums.sum(1).sqrt().float()
+        _root_kernel[(rows,)](sums, norms, blocks, BLOCKS=triton.next_power_of_2(blocks), num_warps=1)
     return norms, nonfinite

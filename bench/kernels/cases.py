@@ -19,6 +19,8 @@ VARIANTS = {
 SIZES = ((64, 256), (32, 256), (32, 128), (64, 64), (32, 32))
 """Rows, and the side of a square of three channels; the largest first."""
 QUICK_SIZES = ((64, 256), (32, 32))
+CPU_SIZES = ((32, 64), (32, 32))
+"""Where plain torch makes the noise, some hundred nanoseconds an element."""
 TYPES = ((torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True))
 """Types of the network's tensors, and whether their channels come last."""
 QUICK_TYPES = ((torch.float32, False), (torch.bfloat16, True))

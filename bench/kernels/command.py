@@ -59,14 +59,15 @@ def _show(result: KernelsResult, console: Console) -> None:
         console.print("no kernel was measured: there is no GPU; ours are the twins in torch")
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("kernel", no_wrap=True)
-    for column in ("rows", "image", "network", "us", "of copy", "x eager", "x compiled"):
-        table.add_column(column, justify="right")
+    table.add_column("rows")
+    for column in ("us", "of copy", "x eager", "x compiled"):
+        table.add_column(column, justify="right", no_wrap=True, min_width=len(column))
     for time in result.times:
         ours, of_copy = time.seconds.get("ours"), result.of_copy(time)
         numbers = (of_copy, time.over("eager"), time.over("compiled"))
         table.add_row(
             f"{time.kernel}, {time.variant}",
-            *(str(time.rows), "x".join(map(str, time.shape)), time.type),
+            f"{time.rows} x {'x'.join(map(str, time.shape))}, {time.type}",
             "failed" if ours is None else f"{1e6 * ours:.1f}",
             *("-" if number is None else f"{number:.2f}" for number in numbers),
         )

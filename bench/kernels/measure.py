@@ -10,7 +10,7 @@ import torch
 
 from ..end_to_end.bandwidth import copy_bandwidth
 from ..environment import describe_environment
-from .cases import Case, all_cases
+from .cases import CPU_SIZES, Case, all_cases
 from .contenders import Step, eager, operands, ours
 from .result import KernelsResult, KernelTime
 from .timing import seconds_a_call, sets_of_inputs
@@ -27,9 +27,10 @@ def measure_kernels(
 ) -> KernelsResult:
     """Measure the kernels on a GPU, or on the CPU the torch twins of them.
 
-    quick: two sizes and two types in place of five and three. seconds: after which no further case is begun.
-    compiles: whether torch.compile takes part, which takes seconds a case to compile. sizes: rows and side of the
-    images, `(3, side, side)`, in place of the usual ones. report: is told each case as it begins.
+    quick: two sizes and two types in place of five and three, on the CPU one size in place of two.
+    seconds: after which no further case is begun. compiles: whether torch.compile takes part, which takes seconds a
+    case to compile. sizes: rows and side of the images, `(3, side, side)`, in place of the usual ones.
+    report: is told each case as it begins.
 
     Raises:
         ValueError: the device is neither the CPU nor a GPU that is there.
@@ -39,6 +40,8 @@ def measure_kernels(
     fused = device.type == "cuda"
     began, environment = monotonic(), describe_environment()
     bandwidth = copy_bandwidth(device) if fused else None
+    if sizes is None and not fused:
+        sizes = CPU_SIZES[-1:] if quick else CPU_SIZES
     cases = all_cases(quick=quick, sizes=sizes)
     times: list[KernelTime] = []
     for case in cases:
@@ -58,16 +61,20 @@ def measure_kernels(
 
 
 def _measure(case: Case, device: torch.device, compiles: bool) -> KernelTime:
-    sets = [operands(case, device, seed) for seed in range(sets_of_inputs(device, case.bytes))]
+    count = sets_of_inputs(device, case.bytes)
+    sets = [operands(case, device, seed) for seed in range(count)]
     # Compiled anew for each case, at its own shapes; after eight for one function torch would go on uncompiled.
     torch.compiler.reset()
     steps = {"ours": ours(case), "eager": eager(case)}
     if compiles:
         steps["compiled"] = torch.compile(eager(case), dynamic=False)
+    calls = {name: [_call(step, each) for each in sets] for name, step in steps.items()}
+    if device.type == "cuda":
+        calls["copy"] = [_copy(case.bytes // 2, device) for _ in range(count)]
     times, errors = {}, {}
-    for name, step in steps.items():
+    for name, in_turn in calls.items():
         try:
-            times[name] = seconds_a_call([_call(step, each) for each in sets], device, case.bytes)
+            times[name] = seconds_a_call(in_turn, device, case.bytes)
         except RuntimeError as error:  # of torch and its compilers; the others are measured all the same
             errors[name] = f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]
     return KernelTime(
@@ -84,6 +91,13 @@ def _measure(case: Case, device: torch.device, compiles: bool) -> KernelTime:
 
 def _call(step: Step, operands: dict[str, torch.Tensor]) -> Callable[[], object]:
     return lambda: step(operands)
+
+
+def _copy(size: int, device: torch.device) -> Callable[[], object]:
+    """A plain copy that reads and writes `size` bytes each: what a launch of as many bytes takes at best."""
+    source = torch.zeros(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source)
 
 
 def _versions() -> dict[str, str]:

@@ -34,6 +34,7 @@ def _goals(result: KernelsResult) -> list[str]:
         f"A copy of 1 GiB on the device, in the same run, reads and writes {copy:.0f} GB/s.",
         "Bytes are those of the formula in `bench/kernels/cases.py`: each input read once, each output written once.",
         "All contenders run in CUDA graphs, over sets of inputs that do not fit into the caches together.",
+        "An equal copy is one of as many bytes as the launch, which is short of that bandwidth where it is small.",
         "Where a contender moves less than the goal's multiple of the least bytes, no kernel can be that much faster: "
         "a gather without start is one fused pass for torch.compile, and twice the bytes, not three times, for eager.",
         "",
@@ -48,8 +49,8 @@ def _goal(goal: Goal) -> str:
 
 
 def _table(result: KernelsResult) -> list[str]:
-    head = "| kernel | rows | image | network | MB | us | GB/s | of copy | x eager | x compiled |"
-    lines = [head, "| " + " | ".join(["---"] * 10) + " |"]
+    head = "| kernel | rows | image | network | MB | us | GB/s | of copy | of equal copy | x eager | x compiled |"
+    lines = [head, "| " + " | ".join(["---"] * 11) + " |"]
     for time in result.times:
         of_copy = result.of_copy(time)
         small = "" if time.bytes >= LARGE else " (small)"
@@ -59,6 +60,7 @@ def _table(result: KernelsResult) -> list[str]:
             _number(time.seconds.get("ours"), 1e6, 1),
             _number(time.bandwidth, 1e-9, 0),
             _number(of_copy, 1.0, 2) + (small if of_copy is not None else ""),
+            _number(time.over("copy"), 1.0, 2),
             _number(time.over("eager"), 1.0, 2),
             _number(time.over("compiled"), 1.0, 2),
         ]

@@ -110,7 +110,7 @@ def test_goals_count_the_cases_that_meet_them():
 
 def test_the_command_writes_both_files(tmp_path, monkeypatch):
     """kernels.json and kernels.md, with the machine, the versions and each case; exit code 0."""
-    monkeypatch.setattr("bench.kernels.cases.QUICK_SIZES", TINY)
+    monkeypatch.setattr("bench.kernels.measure.CPU_SIZES", TINY)
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     options = parser.parse_args(["--device", "cpu", "--quick", "--no-compile", "--output", str(tmp_path)])
@@ -126,7 +126,7 @@ def test_the_command_writes_both_files(tmp_path, monkeypatch):
 
 def test_ours_failing_is_an_error(tmp_path, monkeypatch):
     """Exit code 1, and the files are written all the same."""
-    monkeypatch.setattr("bench.kernels.cases.QUICK_SIZES", TINY)
+    monkeypatch.setattr("bench.kernels.measure.CPU_SIZES", TINY)
 
     def broken(*_, **__):
         raise RuntimeError("no launch")
