@@ -14,10 +14,13 @@ from matplotlib.lines import Line2D
 from ..pictures import COLOURS, STYLE, plain_log, save
 from .loaded import BARE, COMPILED, EAGER, SERVED
 from .report import UNITS, by_model, setting, title
-from .result import Cell, EndToEnd, Timing
+from .result import UNET, Cell, EndToEnd, Timing
 
 LINES: dict[str, tuple[str, Any]] = {SERVED: ("o", "-"), BARE: ("_", ":"), EAGER: ("x", "--"), COMPILED: ("+", "-.")}
 """Marker and line of each contender; colours are the rows."""
+
+LINEAR = 2.5
+"""The largest ratio that a linear axis shows well: small networks on the CPU are far above it."""
 
 
 def draw(path: Path, result: EndToEnd) -> None:
@@ -102,22 +105,31 @@ def _rates(axes: Axes, cells: Sequence[Cell]) -> None:
 
 def _ratios(axes: Axes, cells: Sequence[Cell], result: EndToEnd) -> None:
     """Served over bare of each case, with quartiles; one colour an engine."""
+    cells = [cell for cell in cells if cell.timing(SERVED) is not None]
+    if not cells:
+        return
     engines = list(dict.fromkeys(timing.engine for cell in cells for timing in cell.timings))
     names = [cell.case.text for cell in cells]
+    highest = 1.0
     for index, engine in enumerate(engines):
         for place, cell in enumerate(cells):
             timing = cell.timing(SERVED, engine)
             if timing is None or timing.over_bare is None:
                 continue
             ratio = timing.over_bare
+            highest = max(highest, ratio.high)
             at = place + 0.25 * (index - (len(engines) - 1) / 2)
             bars = [[ratio.median - ratio.low], [ratio.high - ratio.median]]
             label = engine if place == min(i for i, c in enumerate(cells) if c.timing(SERVED, engine)) else None
             axes.errorbar(at, ratio.median, yerr=bars, fmt="o", color=COLOURS[index], markersize=4, label=label)
     axes.axhline(1.0, color="0.5", linewidth=1)
-    goal = 1.10 if result.copy_bandwidth else 1.03
-    axes.axhline(goal, color="0.5", linewidth=1, linestyle="--")
-    axes.text(1.0, goal, f"{goal:.2f}", transform=axes.get_yaxis_transform(), va="bottom", ha="right", fontsize=8)
+    if cells[0].case.model == UNET:
+        goal = result.goals()[0].bound
+        axes.axhline(goal, color="0.5", linewidth=1, linestyle="--")
+        axes.text(0.002, goal, f"{goal:.2f}", transform=axes.get_yaxis_transform(), va="bottom", fontsize=8)
+    if highest > LINEAR:
+        axes.set_yscale("log")
+        plain_log(axes.yaxis)
     axes.set_xticks(range(len(names)), names, rotation=55, ha="right", fontsize=7.5)
-    axes.set(ylabel="served over bare", xlim=(-0.6, len(names) - 0.4))
-    axes.legend(loc="upper right", fontsize=8)
+    axes.set(ylabel="served over bare", xlim=(-0.8, len(names) - 0.4))
+    axes.legend(loc="best", fontsize=8)

@@ -63,11 +63,11 @@ def test_rates_count_samples_images_and_steps():
 
 
 def test_goals_on_the_cpu():
-    """The ratio is the cases' median, the update's share their largest; other engines do not count."""
+    """The cases' medians, of the ratio and of the update's share; other engines and models do not count."""
     cells = [
         unet(1, 1, timing("onnxruntime", "served", 1.01, 0.015), timing("torch", "served", 2.0)),
-        unet(4, 1, timing("onnxruntime", "served", 1.02, 0.03)),
-        unet(8, 1, timing("onnxruntime", "served", 1.06, 0.01)),
+        unet(4, 1, timing("onnxruntime", "served", 1.02, 0.06)),
+        unet(8, 1, timing("onnxruntime", "served", 1.06, 0.03)),
         Cell(Case("digits-ddpm", "sample", 1, 1), 1, 0, (timing("onnxruntime", "served", 9.0, 0.9),)),
     ]
     ratio, share = measurement(cells).goals()
