@@ -88,20 +88,22 @@ class SampleRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., count: _Optional[int] = ..., steps: _Optional[int] = ..., sampler: _Optional[str] = ..., m: _Optional[_Iterable[float]] = ..., form: _Optional[str] = ..., weights: _Optional[_Iterable[_Union[Weights, _Mapping]]] = ..., eta: _Optional[float] = ..., guidance: _Optional[float] = ..., temperature: _Optional[float] = ..., step_size: _Optional[float] = ..., spacing: _Optional[str] = ..., labels: _Optional[_Iterable[int]] = ..., seed: _Optional[int] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., priority: _Optional[int] = ..., parameters: _Optional[_Mapping[str, Numbers]] = ...) -> None: ...
 
 class Timing(_message.Message):
-    __slots__ = ("queue_seconds", "compute_seconds", "total_seconds", "steps", "mean_batch_rows", "network_seconds")
+    __slots__ = ("queue_seconds", "compute_seconds", "total_seconds", "steps", "mean_batch_rows", "network_seconds", "encode_seconds")
     QUEUE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     TOTAL_SECONDS_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     MEAN_BATCH_ROWS_FIELD_NUMBER: _ClassVar[int]
     NETWORK_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    ENCODE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     queue_seconds: float
     compute_seconds: float
     total_seconds: float
     steps: int
     mean_batch_rows: float
     network_seconds: float
-    def __init__(self, queue_seconds: _Optional[float] = ..., compute_seconds: _Optional[float] = ..., total_seconds: _Optional[float] = ..., steps: _Optional[int] = ..., mean_batch_rows: _Optional[float] = ..., network_seconds: _Optional[float] = ...) -> None: ...
+    encode_seconds: float
+    def __init__(self, queue_seconds: _Optional[float] = ..., compute_seconds: _Optional[float] = ..., total_seconds: _Optional[float] = ..., steps: _Optional[int] = ..., mean_batch_rows: _Optional[float] = ..., network_seconds: _Optional[float] = ..., encode_seconds: _Optional[float] = ...) -> None: ...
 
 class SampleResponse(_message.Message):
     __slots__ = ("model", "version", "images", "seed", "sampler", "steps", "nfe", "gradient_passes", "timing")

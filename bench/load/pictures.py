@@ -30,6 +30,7 @@ STAGE_COLOURS = {
     "steps": "#0072b2",
     "network": "#0072b2",
     "update": "#009e73",
+    "encode": "#f0e442",
     "waits, host": "#cc79a7",
     "wire": "#56b4e9",
     "waits, host, wire": "#cc79a7",

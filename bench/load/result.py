@@ -129,8 +129,8 @@ def _stages(answered: Sequence[Outcome]) -> dict[str, float]:
 
     late: until this process sent the request. queue: until its first step. network: in the networks of its steps.
     update: the rest of its steps, gathering rows, noise and updates; steps, where a server does not tell the two apart.
-    waits, host: in the server and neither of these, so waiting for the next step, reading and writing messages. wire:
-    between the two processes and in the libraries of both.
+    encode: making the response's images or energies. waits, host: in the server and none of these, so waiting for the
+    next step and reading the request. wire: between the two processes and in the libraries of both.
     """
     if not answered:
         return {}
@@ -139,13 +139,18 @@ def _stages(answered: Sequence[Outcome]) -> dict[str, float]:
         return float(np.mean(values))
 
     late, service = mean([outcome.lag for outcome in answered]), mean([outcome.service for outcome in answered])
-    queue, compute, network, server = (
+    queue, compute, network, encode, server = (
         mean([getattr(outcome.answer, f"{name}_seconds") for outcome in answered])
-        for name in ("queue", "compute", "network", "server")
+        for name in ("queue", "compute", "network", "encode", "server")
     )
     if not (queue or compute):
         return {"late": late, "server and wire": service}
     steps = {"network": network, "update": compute - network} if network else {"steps": compute}
     if not server:
         return {"late": late, "queue": queue, **steps, "waits, host, wire": service - queue - compute}
-    return {"late": late, "queue": queue, **steps, "waits, host": server - queue - compute, "wire": service - server}
+    rest = server - queue - compute - encode
+    return {
+        **{"late": late, "queue": queue, **steps},
+        **({"encode": encode} if encode else {}),
+        **{"waits, host": rest, "wire": service - server},
+    }

@@ -109,6 +109,6 @@ class NativeTarget:
             raise CallFailed(BAD_ANSWER)
         timing = response.timing
         return Answer(
-            *(timing.queue_seconds, timing.compute_seconds, timing.network_seconds, timing.total_seconds),
-            *(timing.mean_batch_rows, rows),
+            *(timing.queue_seconds, timing.compute_seconds, timing.network_seconds, timing.encode_seconds),
+            *(timing.total_seconds, timing.mean_batch_rows, rows),
         )

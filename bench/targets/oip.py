@@ -26,7 +26,14 @@ Array = NDArray[Any]
 _SERVICE = "/inference.GRPCInferenceService/"
 _DEFAULT_LEVEL = 11
 """Of priority, which counts down from 1 here, where fewstep.v1's counts up from -10."""
-_REPORTED = ("queue_seconds", "compute_seconds", "network_seconds", "total_seconds", "mean_batch_rows")
+_REPORTED = (
+    "queue_seconds",
+    "compute_seconds",
+    "network_seconds",
+    "encode_seconds",
+    "total_seconds",
+    "mean_batch_rows",
+)
 """What fewstep says of an answer among its parameters, in the order of `Answer`'s fields; other servers do not."""
 _LARGEST_INTEGER = 9
 """Of random inputs: small enough to be an index of whatever the model looks up."""
@@ -171,8 +178,7 @@ class OipTarget:
         if not outputs or message.rows not in (None, rows):
             raise CallFailed(BAD_ANSWER)
         parameters = response.parameters
-        queue, compute, network, server, batch_rows = (parameters[name].double_param for name in _REPORTED)
-        return Answer(queue, compute, network, server, batch_rows, rows)
+        return Answer(*(parameters[name].double_param for name in _REPORTED), rows)
 
 
 def _serves(metadata: oip.ModelMetadataResponse, call: Call) -> bool:

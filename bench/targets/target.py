@@ -32,7 +32,8 @@ class Answer:
     """What the server itself reported of a call, zero where it reports nothing; times in seconds.
 
     queue_seconds: from admission to the first step. compute_seconds: in the steps that the request took part in.
-    network_seconds: of these, in the network itself. server_seconds: all in all, within the server.
+    network_seconds: of these, in the network itself. encode_seconds: making the response.
+    server_seconds: all in all, within the server.
     mean_batch_rows: network rows in the batches of those steps.
     rows: samples, energies or rows of outputs that came back, counted here.
     """
@@ -40,6 +41,7 @@ class Answer:
     queue_seconds: float = 0.0
     compute_seconds: float = 0.0
     network_seconds: float = 0.0
+    encode_seconds: float = 0.0
     server_seconds: float = 0.0
     mean_batch_rows: float = 0.0
     rows: int = 0

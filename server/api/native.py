@@ -59,16 +59,18 @@ class Service:
         """A job without rows."""
         return Job(model.key, pending.on_done, priority=priority, deadline=deadline, arrived=perf_counter())
 
-    def timing(self, job: Job) -> pb.Timing:
+    def timing(self, job: Job, done: float) -> pb.Timing:
+        """Where a job's time went. done: when its result was there to be encoded, on the clock of `perf_counter`."""
         self.metrics.observe_job(job)
-        started = job.arrived if job.started is None else job.started
+        started, now = job.arrived if job.started is None else job.started, perf_counter()
         return pb.Timing(
             queue_seconds=started - job.arrived,
             compute_seconds=job.compute_seconds,
-            total_seconds=perf_counter() - job.arrived,
+            total_seconds=now - job.arrived,
             steps=job.batches,
             mean_batch_rows=job.batch_rows / max(1, job.batches),
             network_seconds=job.network_seconds,
+            encode_seconds=now - done,
         )
 
 
@@ -157,7 +159,7 @@ class Sampler(Service):
         return encode_images(states, call.model.card.image, call.encoding)
 
     def _samples(self, call: _ImageCall) -> pb.SampleResponse:
-        program = call.job.rows[0].program
+        done, program = perf_counter(), call.job.rows[0].program
         return pb.SampleResponse(
             model=call.model.card.name,
             version=call.model.key.version,
@@ -167,11 +169,11 @@ class Sampler(Service):
             steps=len(program.lines),
             nfe=program.nfe,
             gradient_passes=program.gradient_passes,
-            timing=self.timing(call.job),
+            timing=self.timing(call.job, done),
         )
 
     def _refined(self, call: _ImageCall) -> pb.RefineResponse:
-        rows, factor = call.job.rows, energy_factor(call.model)
+        done, rows, factor = perf_counter(), call.job.rows, energy_factor(call.model)
         program = rows[0].program
         scored = bool(rows[0].scores)
         return pb.RefineResponse(
@@ -185,7 +187,7 @@ class Sampler(Service):
             steps=len(program.lines) - len(rows[0].scores),
             nfe=program.nfe,
             gradient_passes=program.gradient_passes,
-            timing=self.timing(call.job),
+            timing=self.timing(call.job, done),
         )
 
 
@@ -246,6 +248,7 @@ class Scorer(Service):
         return self._response(model, job, [name for name, _ in plans], len(images), rate)
 
     def _response(self, model: Model, job: Job, scales: list[str], images: int, rate: float) -> pb.ScoreResponse:
+        done = perf_counter()
         means = [sum(row.scores) / len(row.scores) for row in job.rows]
         values = np.array(means, dtype=np.float64).reshape(len(scales), images) * energy_factor(model)
         scores = [self._scores(model, name, energies, rate) for name, energies in zip(scales, values, strict=True)]
@@ -257,7 +260,7 @@ class Scorer(Service):
             seed=job.rows[0].seed,
             nfe=sum(row.program.nfe for row in job.rows[::images]),
             gradient_passes=sum(row.program.gradient_passes for row in job.rows[::images]),
-            timing=self.timing(job),
+            timing=self.timing(job, done),
         )
 
     def _scores(self, model: Model, scale: str, energies: np.ndarray, rate: float) -> pb.ScaleScores:

@@ -99,7 +99,7 @@ _SCORING: dict[str, Reader] = {"scales": names, "false_alarm_rate": number, "see
 _OF_SAMPLES, _OF_SCORES = {**_SAMPLING, **_OWN, **_COMMON}, {**_SCORING, **_COMMON}
 
 
-_TIMES = ("queue_seconds", "compute_seconds", "network_seconds", "total_seconds", "mean_batch_rows")
+_TIMES = ("queue_seconds", "compute_seconds", "network_seconds", "encode_seconds", "total_seconds", "mean_batch_rows")
 """Of a request's timing, what its response's parameters tell."""
 
 
@@ -251,7 +251,11 @@ class GRPCInferenceService(Service):
             raise
         version = str(face.version)
         response = oip.ModelInferResponse(model_name=face.name, model_version=version, id=request.id)
+        began = perf_counter()
         write_outputs(response, face.outputs, result.outputs)
+        written = perf_counter() - began
+        result.timing.encode_seconds += written
+        result.timing.total_seconds += written
         times = {name: getattr(result.timing, name) for name in _TIMES}
         write_parameters(response, {**result.chosen, **times})
         _count(statistics, result, response.outputs[0].shape[0], started)
@@ -281,7 +285,7 @@ class GRPCInferenceService(Service):
             "nfe": plan.program.nfe,
             "gradient_passes": plan.program.gradient_passes,
         }
-        return Answer({"IMAGES": images}, chosen, self.timing(job), submitted, done)
+        return Answer({"IMAGES": images}, chosen, self.timing(job, done), submitted, done)
 
     async def _score(self, face: Face, request: oip.ModelInferRequest, deadline: float | None) -> Answer:
         model = face.model

@@ -15,7 +15,7 @@ class Timing:
     queue_seconds: from admission to the first step. compute_seconds: in steps that the request took part in.
     total_seconds: from the request's arrival to the response's departure.
     steps: batches that the request took part in. mean_batch_rows: network rows in those batches, on average.
-    network_seconds: of compute_seconds, in the network itself.
+    network_seconds: of compute_seconds, in the network itself. encode_seconds: making the images or energies.
     """
 
     queue_seconds: float
@@ -24,6 +24,7 @@ class Timing:
     steps: int
     mean_batch_rows: float
     network_seconds: float
+    encode_seconds: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -188,6 +188,7 @@ def test_a_response_tells_what_it_cost(server: RunningServer):
     assert timing.steps == 6
     assert timing.queue_seconds >= 0
     assert 0 < timing.compute_seconds <= timing.total_seconds
+    assert 0 < timing.encode_seconds <= timing.total_seconds - timing.queue_seconds
     langevin = server.sample(sample(model="digits-vdrme", sampler="langevin", steps=5))
     assert (langevin.gradient_passes, langevin.nfe) == (5, 5)
 

@@ -19,7 +19,7 @@ from bench.targets import Answer
 
 MIX = "ddim:1=1,score=1"
 ANSWERED = [
-    Outcome(index % 2, 3.0 + index, 0.001, 0.1 * (1 + index), "OK", Answer(0.01, 0.02, 0.01, 0.05))
+    Outcome(index % 2, 3.0 + index, 0.001, 0.1 * (1 + index), "OK", Answer(0.01, 0.02, 0.01, 0.002, 0.05))
     for index in range(9)
 ]
 TIMELINE = [

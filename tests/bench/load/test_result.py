@@ -16,13 +16,13 @@ from bench.targets import Answer
 def test_figures_of_a_known_run() -> None:
     """Throughput counts answers within the measured window, whenever they were asked for; percentiles are exact."""
     plan = LoadPlan("ddim:1=1,score=1", Poisson(1), duration=10, warmup=2)
-    answer = Answer(0.01, 0.02, 0.01, 0.04, 4, 1)
+    answer = Answer(0.01, 0.02, 0.01, 0.005, 0.04, 4, 1)
     outcomes = [
         Outcome(
-            0, 1.5, 0.0, 1.0, "OK", Answer(0.1, 0.2, 0.1, 0.3, 8, 1)
+            0, 1.5, 0.0, 1.0, "OK", Answer(0.1, 0.2, 0.1, 0.0, 0.3, 8, 1)
         ),  # asked in the warm-up, answered in the window
         *[Outcome(0, 2.0 + i, 0.001, 0.1 * (i + 1), "OK", answer) for i in range(9)],
-        Outcome(0, 11.5, 0.002, 1.0, "OK", Answer(0.03, 0.02, 0.01, 0.06, 4, 1)),  # answered after the window
+        Outcome(0, 11.5, 0.002, 1.0, "OK", Answer(0.03, 0.02, 0.01, 0.0, 0.06, 4, 1)),  # answered after the window
         Outcome(1, 5.0, 0.001, 2.0, "UNAVAILABLE"),
     ]
     result = summarise(plan, parse_mix(plan.mix), outcomes, {})
@@ -44,8 +44,15 @@ def test_stages_add_up_to_the_mean_latency() -> None:
     plan = LoadPlan("ddim:1=1", Poisson(1), duration=10, warmup=0)
     answers = (
         (
-            Answer(0.1, 0.2, 0.15, 0.4),
+            Answer(0.1, 0.2, 0.15, 0.0, 0.4),
             {"late": 0.1, "queue": 0.1, "network": 0.15, "update": 0.05, "waits, host": 0.1, "wire": 0.5},
+        ),
+        (
+            Answer(0.1, 0.2, 0.15, 0.02, 0.4),
+            {
+                **{"late": 0.1, "queue": 0.1, "network": 0.15, "update": 0.05},
+                **{"encode": 0.02, "waits, host": 0.08, "wire": 0.5},
+            },
         ),
         (Answer(0.1, 0.2), {"late": 0.1, "queue": 0.1, "steps": 0.2, "waits, host, wire": 0.6}),
         (Answer(), {"late": 0.1, "server and wire": 0.9}),
