@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from models.bundle import ModelCard, NetworkSpec, ParityCheck, TensorSpec
-from models.run import Network
+from models.run import Network, network_of
 
 from . import ExportError
 from .runtime import Session
@@ -98,6 +101,40 @@ def measure_parity(
             for tensor, graph, torch_output in zip(spec.outputs, call_session(session, inputs), expected, strict=True):
                 checks.append(ParityCheck(output=tensor.name, rows=count, seed=seed, error=_error(graph, torch_output)))
     return tuple(checks)
+
+
+def own_error(card: ModelCard, name: str, modules: Mapping[str, nn.Module], rows: int, seed: int) -> float:
+    """How far torch itself is from the same network in double precision, in the measure of `measure_parity`.
+
+    The largest over the outputs, at the inputs of that many rows and that seed. Takes a copy of the modules, of twice
+    their size, for as long as it lasts.
+    """
+    spec = card.networks[name]
+    inputs = draw_inputs(card, spec, rows, seed)
+    single = reference_outputs(network_of(card, name, modules), spec, inputs)
+    doubled = copy.deepcopy(dict(modules))  # in one copy, as modules share parts
+    for module in doubled.values():
+        module.double()
+    wide = {key: tensor.double() if tensor.is_floating_point() else tensor for key, tensor in inputs.items()}
+    with _AllDouble(), torch.no_grad():
+        double = network_of(card, name, doubled)(**wide)
+    return max(_error(mine, exact) for mine, exact in zip(single, double, strict=True))
+
+
+class _AllDouble(TorchFunctionMode):
+    """Where a module asks for float32 by name, as embeddings of time do, it gets float64."""
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if function is Tensor.float:
+            function = Tensor.double
+        widened = {key: _widened(value) for key, value in (kwargs or {}).items()}
+        return function(*map(_widened, args), **widened)
+
+
+def _widened(argument: Any) -> Any:
+    return torch.float64 if argument is torch.float32 else argument
 
 
 def _error(graph: Tensor, expected: Tensor) -> float:

@@ -10,7 +10,7 @@ import pytest
 
 from export import ExportError
 from export.bundle_writer import export_checkpoint
-from models.bundle import Bundle, BundleError, load_bundle
+from models.bundle import Bundle, BundleError, ParityCheck, load_bundle
 
 from . import tiny
 
@@ -73,14 +73,36 @@ def test_a_damaged_bundle_is_written_again(tmp_path: Path, scale_checkpoint: Pat
     assert load_bundle(bundle.directory).manifest.version == 1
 
 
-def test_a_missed_bound_writes_nothing(tmp_path: Path, scale_checkpoint: Path):
+def test_a_missed_bound_writes_nothing(tmp_path: Path, scale_checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
     """A graph beyond its bound is refused by network, output, rows, error and bound, and leaves nothing behind."""
     repository = tmp_path / "repository"
+    far = ParityCheck(output="output", rows=1, seed=0, error=1e-3)
+    monkeypatch.setattr("export.network.measure_parity", lambda *_, **__: (far,))
     with pytest.raises(ExportError) as refusal:
-        export_checkpoint(scale_checkpoint, repository, bounds={"forward": -1.0})
+        export_checkpoint(scale_checkpoint, repository)
     message = str(refusal.value)
-    assert all(part in message for part in ("network 'scale'", "output 'output'", "1 rows", "bound is -1"))
+    assert all(
+        part in message for part in ("network 'scale'", "output 'output'", "1 rows", "by 0.001", "bound is 2e-05")
+    )
     assert not repository.exists()
+
+
+def test_a_graph_as_near_to_double_precision_as_torch_is_accepted(
+    tmp_path: Path, scale_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Where the bound is missed, twice torch's own error takes its place in the manifest; beyond that it is refused."""
+    errors = iter((1.9e-3, 2.1e-3))
+    monkeypatch.setattr(
+        "export.network.measure_parity",
+        lambda *_, **__: (ParityCheck(output="output", rows=7, seed=1, error=next(errors)),),
+    )
+    asked = []
+    monkeypatch.setattr("export.network.own_error", lambda *where: asked.append(where[-2:]) or 1e-3)
+    graph = export_checkpoint(scale_checkpoint, tmp_path / "a").bundle.manifest.graphs["scale"]
+    assert (graph.bound, graph.worst) == (2e-3, 1.9e-3)
+    with pytest.raises(ExportError, match=r"by 0\.0021, the bound is 2e-05, and torch .* by 0\.001"):
+        export_checkpoint(scale_checkpoint, tmp_path / "b")
+    assert asked == [(7, 1), (7, 1)]
 
 
 def test_a_branch_on_the_batch_size_is_refused(tmp_path: Path):

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-import export.parity
+import export.network
 from export.__main__ import main
+from models.bundle import ParityCheck
 
 from . import tiny
 
@@ -103,11 +104,12 @@ def test_a_repository_that_cannot_be_is_named(capsys, tmp_path, scale_checkpoint
 def test_a_missed_bound_is_an_error(capsys, tmp_path, monkeypatch):
     """A network beyond its bound is named with output, rows, error and bound."""
     checkpoint = tiny.save(tmp_path / "checkpoint", {"denoised": tiny.forward_spec("scale")})
-    monkeypatch.setattr(export.parity, "BOUNDS", {"forward": -1.0})
+    far = ParityCheck(output="output", rows=1, seed=0, error=1e-3)
+    monkeypatch.setattr(export.network, "measure_parity", lambda *_, **__: (far,))
     code, _, err = run(capsys, checkpoint, "--repository", tmp_path / "repository")
     assert code == 2
     assert "network 'denoised': output 'output' with 1 rows" in err
-    assert "bound is -1" in err
+    assert "bound is 2e-05" in err
 
 
 @pytest.mark.parametrize("version", ["0", "-1", "two"])

@@ -9,8 +9,17 @@ import pytest
 import torch
 
 from export import ExportError, parity
-from export.parity import draw_inputs, is_batch_invariant, measure_parity, probe_rows, probe_seeds, reference_outputs
+from export.parity import (
+    draw_inputs,
+    is_batch_invariant,
+    measure_parity,
+    own_error,
+    probe_rows,
+    probe_seeds,
+    reference_outputs,
+)
 from models.bundle import NetworkSpec, TensorSpec
+from models.checkpoint import load_checkpoint, load_modules
 
 from . import tiny
 
@@ -64,6 +73,34 @@ def test_a_baked_result_is_found_by_the_second_input():
     answer = draw_inputs(CARD, SPEC, 7, seed=0)["sample"]
     found = checks(lambda x: answer[: len(x)] if len(x) == 7 else x, lambda x: x)
     assert {(check.rows, check.seed) for check in found if check.error > 1e-5} == {(7, 1)}
+
+
+def test_torchs_own_error_is_taken_against_double_precision(tmp_path):
+    """With outputs known in closed form: what rounding to float32 does, and what float32 by name hides from double."""
+    third = torch.nn.Parameter(torch.full(tiny.IMAGE, 1.0 / 3.0), requires_grad=False)
+
+    class Thirds(tiny.Scale):
+        def forward(self, sample):
+            return (self.weight * sample.float()).to(torch.float32) / torch.tensor(3.0, dtype=torch.float32)
+
+    module = Thirds()
+    module.weight = third
+    card = load_checkpoint(tiny.save(tmp_path, {"scale": SPEC}))
+    found = own_error(card, "scale", {SPEC.module: module}, rows=7, seed=1)
+    sample = draw_inputs(card, SPEC, 7, seed=1)["sample"]
+    exact = third.double() * sample.double() / 3.0
+    assert found == pytest.approx(float((third * sample / torch.tensor(3.0) - exact).abs().max()), rel=1e-6)  # below 1
+    assert 1e-9 < found < 1e-6
+    assert third.dtype == torch.float32
+
+
+def test_torchs_own_error_of_a_gradient(tmp_path):
+    """Every output counts, gradients too: of U = |w x|^2 / 2 they are w^2 x."""
+    spec = tiny.gradient_spec("quadratic")
+    directory = tiny.save(tmp_path, {"energy_gradient": spec})
+    card = load_checkpoint(directory)
+    found = own_error(card, "energy_gradient", load_modules(directory, card.modules), rows=1, seed=0)
+    assert 1e-8 < found < 1e-6
 
 
 def test_inputs_are_drawn_as_served():
