@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from .result import KernelsResult
 
 
+_SHORT = {"float32": "f32", "bfloat16": "bf16", "bfloat16, channels last": "bf16 last"}
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m bench kernels`."""
     parser.add_argument("--device", default="auto", help="cuda:N, cpu, or auto: the first GPU, else the CPU (default)")
@@ -57,17 +60,17 @@ def encode(result: KernelsResult) -> bytes:
 def _show(result: KernelsResult, console: Console) -> None:
     if not result.fused:
         console.print("no kernel was measured: there is no GPU; ours are the twins in torch")
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, caption="eager, compiled: their time over ours")
     table.add_column("kernel", no_wrap=True)
-    table.add_column("rows")
-    for column in ("us", "of copy", "x eager", "x compiled"):
-        table.add_column(column, justify="right", no_wrap=True, min_width=len(column))
+    table.add_column("rows", no_wrap=True)
+    for column in ("us", "of copy", "eager", "compiled"):
+        table.add_column(column, justify="right", no_wrap=True)
     for time in result.times:
         ours, of_copy = time.seconds.get("ours"), result.of_copy(time)
         numbers = (of_copy, time.over("eager"), time.over("compiled"))
         table.add_row(
             f"{time.kernel}, {time.variant}",
-            f"{time.rows} x {'x'.join(map(str, time.shape))}, {time.type}",
+            f"{time.rows} x {time.shape[1]}², {_SHORT[time.type]}",
             "failed" if ours is None else f"{1e6 * ours:.1f}",
             *("-" if number is None else f"{number:.2f}" for number in numbers),
         )
