@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -15,6 +16,9 @@ from .parts import Findings, Setting
 TESTS = Path(__file__).parents[2] / "tests"
 ON_GPU = re.compile(r"\bmark\.gpu\b|\bDEVICE\b")
 """What the files have whose tests run on a GPU. Others are not even collected: that takes all that they import."""
+
+WORKERS = 8
+"""Where pytest-xdist is installed. Each has torch on the GPU, about half a gigabyte."""
 
 FAILED = Goal("GPU tests that fail", None, 0.0)
 
@@ -42,6 +46,8 @@ def run_tests(setting: Setting, files: list[Path] | None = None) -> Findings:
     found = setting.output / "tests.xml"
     files = gpu_test_files() if files is None else files
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "--tb=short", f"--junitxml={found}", *map(str, files)]
+    if find_spec("xdist") is not None:  # the kernels' tests compile, each for itself
+        command += ["-n", str(WORKERS)]
     try:
         code = subprocess.run(command, cwd=TESTS.parent, timeout=setting.seconds, check=False).returncode
         if code not in (0, 1):  # some failed
