@@ -21,6 +21,8 @@ from ..metrics.checkerboard import board_quality, model_maps
 from ..metrics.frechet import FrechetDigits
 from ..train.near import NAME as NEAR
 from .found import Found, Provenance
+from .layers import EXPLANATION as LAYERS
+from .layers import has_layers, layers_table, measure_layers
 from .measure import (
     BoardDensity,
     Checkpoint,
@@ -109,6 +111,8 @@ def _measure_energies(
             found.near += measure_near(checkpoint, split, found.seeds, report)
         elif checkpoint.card.image.shape == test.shape[1:]:
             found.detectors += measure_energies(checkpoint, test, found.seeds, report)
+        if has_layers(checkpoint.card):
+            found.layers += measure_layers(checkpoint, test, found.seeds, report)
     for name, energy in fit_baselines(split.train.images, metric.logits).items():
         report(name)
         found.detectors.append(measure_detector(name, energy, test, found.seeds))
@@ -163,6 +167,10 @@ def _write(output: Path, found: Found, split: DigitsSplit, metric: FrechetDigits
             "Mean AUROC over the seeds; chains that are no default score have one.",
             auroc_table(found.detectors),
         ]
+    if found.layers:
+        parts += ["### By layer", LAYERS]
+        models = dict.fromkeys(entry.model or "" for entry in found.layers)
+        parts += [f"{model}:\n\n{layers_table(model, found.detectors, found.layers)}" for model in models]
     if found.near:
         parts += ["### Digits 0-4 against 5-9", explain_near(split), near_table(found.near)]
     if found.detectors:

@@ -55,6 +55,7 @@ class Found:
     rows: list[RowQuality] = field(default_factory=list)
     detectors: list[ScaleQuality] = field(default_factory=list)
     near: list[ScaleQuality] = field(default_factory=list)
+    layers: list[ScaleQuality] = field(default_factory=list)
     boards: dict[str, list[BoardQuality]] = field(default_factory=dict)
     densities: dict[str, list[BoardDensity]] = field(default_factory=dict)
 
@@ -86,6 +87,7 @@ class Found:
         detectors = [
             entry for entry in self.detectors if entry.detector not in again and entry.model not in fresh
         ] + newer.detectors
+        layers = [entry for entry in self.layers if entry.model not in fresh] + newer.layers
         return Found(
             count=self.count,
             seeds=self.seeds,
@@ -94,6 +96,7 @@ class Found:
             rows=sorted(rows, key=lambda row: row.row.model),
             detectors=sorted(detectors, key=lambda entry: (entry.model is None, entry.model or "")),
             near=newer.near or self.near,
+            layers=sorted(layers, key=lambda entry: entry.detector),
             boards={**self.boards, **newer.boards},
             densities={**self.densities, **newer.densities},
         )

@@ -20,6 +20,7 @@ from models.metrics.frechet import FrechetDigits
 from models.metrics.ood import unseen_digits
 from models.program import SAMPLE
 from models.quality import command
+from models.quality.layers import layer_energy, layers_table, measure_layers
 from models.quality.measure import Checkpoint, diversity, measure_energies, measure_row
 from models.quality.near import unseen_pool
 from models.quality.report import auroc_table
@@ -171,6 +172,36 @@ def test_chains_are_measured_with_one_seed(monkeypatch):
     found = measure_energies(latent, test, (0, 1, 2), lambda _: None, [unseen_digits(test)])
     assert [entry.seeds for entry in found] == [3, 3, 3, 1, 1, 1]
     assert auroc_table(found).splitlines()[2].startswith("| digits-latent inference-0 | 3 |")
+
+
+def test_the_top_layer_alone_is_what_is_above_all_others():
+    """A layer's own energy is that of its scale where there is one; the others are other functions."""
+    latent = Checkpoint(ZOO / "digits-latent")
+    images = load_digits_split().test.images[:20]
+    above = [latent.energy(scale, images) for scale in latent.card.energy.scales[:3]]
+    alone = [layer_energy(latent, layer, images) for layer in (1, 2, 3)]
+    np.testing.assert_allclose(alone[2], above[2], rtol=1e-5)
+    assert not np.allclose(alone[0], above[0])
+    assert not np.allclose(alone[1], above[1])
+
+
+def test_layers_stand_beside_the_layers_above(monkeypatch):
+    """One line a set and their mean: both schemes, what leaving out layers changes, and each layer alone."""
+    latent = Checkpoint(ZOO / "digits-latent")
+    brightness = {"inference-0": 1.0, "inference-2": -1.0}
+    monkeypatch.setattr(
+        latent, "energy", lambda scale, images: brightness.get(scale.name, 0.0) * images.mean(axis=(1, 2, 3))
+    )
+    test = load_digits_split().test.images[:8]
+    detectors = measure_energies(latent, test, (0,), lambda _: None)
+    layers = measure_layers(latent, test, (0,), lambda _: None)
+    lines = [line.split(" | ") for line in layers_table("digits-latent", detectors, layers).splitlines()]
+    heading, by_set = lines[0], {line[0].removeprefix("| "): line for line in lines[2:]}
+    assert len({len(line) for line in lines}) == 1
+    assert heading[4] == "k = 2 less k = 0"
+    assert by_set["inversion"][1:5] == ["1.000", "0.500", "0.000", "-1.000"]
+    assert by_set["inversion"][5:9] == ["0.500", "0.500", "0.500", "+0.000"]
+    assert float(by_set["mean"][4]) == pytest.approx(float(by_set["mean"][3]) - float(by_set["mean"][1]), abs=2e-3)
 
 
 def test_an_update_takes_the_place_of_its_models_alone(tmp_path):
