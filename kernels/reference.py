@@ -227,8 +227,9 @@ def gather(
     seeds: Tensor,
     samples: Tensor,
     draws: Tensor,
+    noise: Tensor | None = None,
 ) -> None:
-    """See `kernels.gather.gather`.
+    """See `kernels.gather.gather`. noise: `(rows, elements)`, made of its keys where it is not given.
 
     Raises:
         ValueError: a shape does not fit.
@@ -237,7 +238,8 @@ def gather(
     for name, tensor in {"slots": slots, "modes": modes, "stds": stds}.items():
         _check(name, tensor, (rows,))
     starts, anchors, copies = ((modes & bit) != 0 for bit in (STARTS, ANCHORS, COPY))
-    noise = philox_torch.normal(seeds, samples, draws, elements)
+    if noise is None:
+        noise = philox_torch.normal(seeds, samples, draws, elements)
     x = _term(stds[:, None], noise)
     if images is not None and image_rows is not None:
         _check("image_rows", image_rows, (rows,))

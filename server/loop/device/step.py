@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import kernels.ops  # noqa: F401  (makes the operators known)
 from export.runtime import EngineError
 from export.runtime.device import DeviceSession
-from kernels import philox_torch
+from kernels.ops import normal
 from kernels.reference import metropolis_step
 from models.bundle import ModelCard, TensorSpec
 from models.program import SAMPLE, EnsembleUpdate, LangevinUpdate, start_draw
@@ -202,8 +201,8 @@ class StepFunction:
             place=chains.place,
             slope=chains.slope,
             level=chains.level,
-            decision=philox_torch.normal(control.seeds, control.samples, updates.decisions, 1)[:, 0],
-            noise=philox_torch.normal(control.seeds, updates.samples, updates.draws, elements),
+            decision=normal(control.seeds, control.samples, updates.decisions, 1)[:, 0],
+            noise=normal(control.seeds, updates.samples, updates.draws, elements),
         )
         self.results.put((target, FINITE), (~torch.isfinite(places).all(1)).float())
         self.results.put((target, NORM), norms)
