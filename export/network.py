@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -83,10 +85,11 @@ def export_network(
         stage("tracing")
         example = draw_inputs(card, spec, TRACED_ROWS, seed=0)
         reference_outputs(network, spec, example)
-        program = trace(modules[spec.module], spec, example)
-        stage("translating to ONNX")
         file, beside = directory / graph_file(name), directory / weights_file(name)
-        graph = to_onnx(program, spec, beside)
+        with _rare_collections():
+            program = trace(modules[spec.module], spec, example)
+            stage("translating to ONNX")
+            graph = to_onnx(program, spec, beside)
         stage("comparing with torch")
         threads = thread_counts()
         weights = {beside.name: beside.read_bytes()} if graph.large else None
@@ -116,6 +119,17 @@ def export_network(
     )
     size = len(graph.data) + (beside.stat().st_size if graph.large else 0)
     return ExportedNetwork(entry, size, graph.nodes, graph.repeated, time.perf_counter() - started, threads, rows)
+
+
+@contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Tracing makes millions of objects that stay until it ends; to look for garbage among them takes a sixth of it."""
+    thresholds = gc.get_threshold()
+    gc.set_threshold(50_000, 20, 100)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
 
 
 def _held_bound(checks: tuple[ParityCheck, ...], bound: float, own_error: Callable[[int, int], float]) -> float:
