@@ -20,7 +20,7 @@ from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -31,6 +31,7 @@ from models.bundle import (
     BundleError,
     Manifest,
     ModelCard,
+    Precision,
     encode,
     load_bundle,
     sha256_of,
@@ -49,6 +50,13 @@ Report = Callable[[str, str], None]
 """Called with (network, what is being done with it), for a progress display."""
 
 
+class Source(NamedTuple):
+    """What a bundle is made from: the hash of its checkpoint, and the precision of its graphs."""
+
+    checkpoint: str
+    precision: str
+
+
 @dataclass(frozen=True)
 class Outcome:
     """The bundle that now stands in the repository; fresh: it was written by this call."""
@@ -63,14 +71,16 @@ def export_checkpoint(
     *,
     version: int | None = None,
     force: bool = False,
+    precision: Precision = "float32",
     report: Report = lambda network, stage: None,
     bounds: Mapping[str, float] | None = None,
 ) -> Outcome:
     """Export a checkpoint, unless the repository already holds its bundle.
 
     Without `version` the newest version is kept (and rewritten where the exporter has changed) if it
-    was made from this checkpoint, and the next number is taken if it was not.
-    bounds: largest parity error by the function of a network, instead of `export.parity.BOUNDS`.
+    was made from this checkpoint in this precision, and the next number is taken if it was not.
+    precision: of all its graphs, see `export.precision`.
+    bounds: largest parity error by the function of a network, instead of those of `export.parity`.
 
     Raises:
         BundleError: the checkpoint is missing, invalid or damaged.
@@ -83,8 +93,9 @@ def export_checkpoint(
     card = load_checkpoint(checkpoint)
     _check_card(checkpoint, card)
     place = _writable_place(repository)
-    made_from = {"checkpoint": sha256_of(checkpoint / CHECKPOINT), "exporter": exporter_key()}
-    version = _choose_version(repository / card.name, made_from["checkpoint"], version, force)
+    source = Source(sha256_of(checkpoint / CHECKPOINT), precision)
+    made_from = {"checkpoint": source.checkpoint, "precision": precision, "exporter": exporter_key()}
+    version = _choose_version(repository / card.name, source, version, force)
     target = repository / card.name / str(version)
     if not force:
         standing = _up_to_date(target, made_from)
@@ -94,7 +105,7 @@ def export_checkpoint(
     with TemporaryDirectory(prefix=f".{card.name}-", dir=place) as scratch:
         making = Path(scratch) / "bundle"
         making.mkdir()
-        networks = _export_networks(checkpoint, card, making, report, bounds)
+        networks = _export_networks(checkpoint, card, making, report, bounds, precision)
         manifest = Manifest(
             card=card,
             version=version,
@@ -115,7 +126,7 @@ def exporter_key() -> str:
     """Changes whenever exporting the same checkpoint could give another bundle: our code and the packages it uses."""
     package = Path(__file__).parent
     sources = [
-        *package.glob("*.py"),
+        *(path for path in package.glob("*.py") if path.name != "to_tensorrt.py"),  # whose engines are no part of it
         package / "runtime" / "onnxruntime.py",
         *Path(models.networks.__file__).parent.glob("*.py"),
     ]
@@ -167,24 +178,23 @@ def _writable_place(repository: Path) -> Path:
     return standing
 
 
-def _choose_version(directory: Path, checkpoint: str, wanted: int | None, force: bool) -> int:
+def _choose_version(directory: Path, source: Source, wanted: int | None, force: bool) -> int:
     """The version to write, see `export_checkpoint`."""
     standing = {int(path.name): path for path in directory.glob("[1-9]*") if path.name.isdigit()}
     if wanted is None:
         newest = max(standing, default=0)
-        return newest if newest and _made_from(standing[newest]) == checkpoint else newest + 1
-    if wanted in standing and not force and _made_from(standing[wanted]) not in (checkpoint, None):
-        raise ExportError(
-            f"{standing[wanted]}: this version was made from another checkpoint; give another version, or --force"
-        )
+        return newest if newest and _made_from(standing[newest]) == source else newest + 1
+    if wanted in standing and not force and (found := _made_from(standing[wanted])) not in (source, None):
+        other = "another checkpoint" if found.checkpoint != source.checkpoint else f"the same one in {found.precision}"
+        raise ExportError(f"{standing[wanted]}: this version was made from {other}; give another version, or --force")
     return wanted
 
 
-def _made_from(directory: Path) -> str | None:
-    """Hash of the checkpoint that a version was made from, read leniently: a broken manifest may be replaced."""
+def _made_from(directory: Path) -> Source | None:
+    """What a version was made from, read leniently: a broken manifest may be replaced."""
     try:
-        manifest = msgspec.json.decode((directory / MANIFEST).read_bytes())
-        return str(manifest["exported"]["checkpoint"])
+        exported = msgspec.json.decode((directory / MANIFEST).read_bytes())["exported"]
+        return Source(str(exported["checkpoint"]), str(exported.get("precision", "float32")))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -199,15 +209,19 @@ def _up_to_date(target: Path, made_from: Mapping[str, str]) -> Bundle | None:
 
 
 def _export_networks(
-    checkpoint: Path, card: ModelCard, making: Path, report: Report, bounds: Mapping[str, float] | None
+    checkpoint: Path,
+    card: ModelCard,
+    making: Path,
+    report: Report,
+    bounds: Mapping[str, float] | None,
+    precision: Precision,
 ) -> dict[str, ExportedNetwork]:
     report("", "loading torch")
     from .network import export_network
-    from .parity import BOUNDS
 
     modules = load_modules(checkpoint, card.modules)
     return {
-        name: export_network(name, card, modules, making, partial(report, name), bounds or BOUNDS)
+        name: export_network(name, card, modules, making, partial(report, name), bounds, precision)
         for name in card.networks
     }
 

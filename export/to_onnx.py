@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -27,9 +28,12 @@ from torch.export.graph_signature import InputKind
 from models.bundle import NetworkSpec
 
 from . import ExportError
+from .precision import HALF, lower
 from .trace import LITERAL_ELEMENTS
 
 OPSET = 20
+BFLOAT16_OPSET = 22
+"""The first in which convolutions and pools take bfloat16."""
 ROWS = "rows"
 """Name of the dynamic batch axis of every input and output."""
 INLINE_BYTES = 1 << 30
@@ -53,10 +57,15 @@ class Graph:
     repeated: int
 
 
-def to_onnx(program: ExportedProgram, spec: NetworkSpec, beside: Path) -> Graph:
+def opset_of(precision: str) -> int:
+    return BFLOAT16_OPSET if precision == "bfloat16" else OPSET
+
+
+def to_onnx(program: ExportedProgram, spec: NetworkSpec, beside: Path, precision: str = "float32") -> Graph:
     """Translate a traced network; inputs and outputs get the names and the order of `spec`.
 
-    beside: the safetensors file that is written where the weights are too large for the graph.
+    beside: the safetensors file that is written where the weights are too large for the graph. precision: see
+    `export.precision`.
 
     Raises:
         ExportError: an operator has no translation, or the graph holds a tensor that is no weight.
@@ -67,20 +76,24 @@ def to_onnx(program: ExportedProgram, spec: NetworkSpec, beside: Path) -> Graph:
         # The exporter warns about its own deprecated calls; a user of this command can change none of them.
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
+        opset = opset_of(precision)
         try:
             exported = torch.onnx.export(
-                program, dynamo=True, external_data=False, opset_version=OPSET, output_names=outputs, verbose=False
+                program, dynamo=True, external_data=False, opset_version=opset, output_names=outputs, verbose=False
             )
         except torch.onnx.errors.OnnxExporterError as error:
             raise ExportError(f"no ONNX translation: {_first_cause(error)}") from error
         if exported is None:
             raise ExportError("torch.onnx.export returned nothing")
+        if precision != "float32":
+            lower(exported.model, precision)
         weights = _take_out(exported.model, beside)
         model = exported.model_proto
     _strip(model)
     _name_interface(model, names, outputs)
-    repeated = check_constants(model, program, weights)
-    onnx.checker.check_model(_with_weights_as_inputs(model, weights))
+    repeated = check_constants(model, program, weights, precision)
+    # A full check infers all types, which half precision has changed.
+    onnx.checker.check_model(_with_weights_as_inputs(model, weights), full_check=precision != "float32")
     return Graph(model.SerializeToString(deterministic=True), bool(weights), len(model.graph.node), repeated)
 
 
@@ -168,10 +181,12 @@ def _name_interface(model: onnx.ModelProto, inputs: list[str], outputs: list[str
         first.dim_param = ROWS
 
 
-def check_constants(model: onnx.ModelProto, program: ExportedProgram, weights: Mapping[str, Array] = NONE) -> int:
+def check_constants(
+    model: onnx.ModelProto, program: ExportedProgram, weights: Mapping[str, Array] = NONE, precision: str = "float32"
+) -> int:
     """Hold every constant of the graph against the weights; returns the bytes of weights held twice.
 
-    weights: constants that are in the file beside the graph.
+    weights: constants that are in the file beside the graph. precision: that the graph's weights may be rounded to.
 
     Traced graphs are known to bake values in, a gradient above all, and such a graph agrees with torch
     at the traced input. So each constant of floating-point numbers must be a weight in any layout, a value
@@ -181,15 +196,18 @@ def check_constants(model: onnx.ModelProto, program: ExportedProgram, weights: M
     Raises:
         ExportError: names the constant and its shape.
     """
-    known = _KnownValues(program)
+    known = _KnownValues(program, HALF[precision].numpy() if precision in HALF else None)
     seen: set[str] = set()
     repeated = 0
     for name, array in chain(weights.items(), _constants(model.graph)):
         # Whole numbers are shapes and index tables, which the exporter makes by itself.
-        if array.dtype.kind != "f" or array.size <= LITERAL_ELEMENTS or np.all(array == array.flat[0]):
+        rounded = known.half is not None and array.dtype == known.half
+        if (array.dtype.kind != "f" and not rounded) or array.size <= LITERAL_ELEMENTS:
             continue
-        values = np.sort(array, axis=None)
-        if not known.holds(values):
+        values = np.sort(array.astype(np.float32) if rounded else array, axis=None)
+        if values[0] == values[-1]:
+            continue
+        if not known.holds(values, rounded):
             raise ExportError(
                 f"the graph holds a constant {name!r} of shape {array.shape} that is no weight, nor computed from "
                 f"weights alone: a value was baked in while tracing"
@@ -201,29 +219,40 @@ def check_constants(model: onnx.ModelProto, program: ExportedProgram, weights: M
 
 
 class _KnownValues:
-    """The values that a graph's constants may hold, in any order: a reshaped or transposed weight is that weight."""
+    """The values that a graph's constants may hold, in any order: a reshaped or transposed weight is that weight.
 
-    def __init__(self, program: ExportedProgram) -> None:
+    half: a type that they may be rounded to.
+    """
+
+    def __init__(self, program: ExportedProgram, half: np.dtype[Any] | None) -> None:
+        self.half = half
         self._digests: set[str] = set()
-        self._by_size: dict[int, list[npt.NDArray[Any]]] = {}
+        self._by_size: dict[int, list[Array]] = {}
         for array in _derived_from_weights(program):
             values = np.sort(array, axis=None)
             digest = _digest(values)
             if digest not in self._digests:  # else a weight in another layout, which may take a gigabyte
                 self._digests.add(digest)
+                if half is not None and values.dtype == np.float32:
+                    with np.errstate(over="ignore"):
+                        self._digests.add(_digest(values.astype(half).astype(np.float32)))
                 self._by_size.setdefault(values.size, []).append(values)
 
-    def holds(self, values: npt.NDArray[Any]) -> bool:
-        """values: sorted. A weight is found exactly, what was computed from literals (a table of frequencies) to
-        rounding: the exporter folds with another library's exp than torch's."""
+    def holds(self, values: Array, rounded: bool) -> bool:
+        """values: sorted. rounded: they were of the half type.
+
+        A weight is found exactly, what was computed from literals (a table of frequencies) to rounding: the exporter
+        folds with another library's exp than torch's.
+        """
+        close = float(ml_dtypes.finfo(self.half).eps) if self.half is not None and rounded else 1e-5
         return _digest(values) in self._digests or any(
-            np.allclose(values, known, rtol=1e-5, atol=1e-7 * float(np.abs(known).max()))
+            np.allclose(values, known, rtol=close, atol=1e-7 * float(np.abs(known).max()))
             for known in self._by_size.get(values.size, ())
         )
 
 
-def _digest(values: npt.NDArray[Any]) -> str:
-    return hashlib.sha256(values.tobytes()).hexdigest()
+def _digest(values: Array) -> str:
+    return hashlib.sha256((values + 0).tobytes()).hexdigest()  # + 0 makes -0.0 what it equals
 
 
 def _constants(graph: onnx.GraphProto) -> Iterator[tuple[str, npt.NDArray[Any]]]:

@@ -30,6 +30,7 @@ FileName = Annotated[
 ]  # no separator: a file cannot leave its bundle
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Positive = Annotated[int, Meta(ge=1)]
+Precision = Literal["float32", "float16", "bfloat16"]
 
 
 class BundleError(ValueError):
@@ -289,6 +290,7 @@ class ParityCheck(_Strict, frozen=True, kw_only=True):
 class GraphFile(_Strict, frozen=True, kw_only=True):
     """The exported form of one network, with what was measured when it was exported.
 
+    `precision` is what its products are computed in, see `export.precision`; inputs and outputs are float32.
     `batch_invariant` says whether the engine returned the same bytes for a row alone and in batches.
     `weights` is the safetensors file that holds a large graph's weights, as ONNX's external data.
     """
@@ -297,7 +299,7 @@ class GraphFile(_Strict, frozen=True, kw_only=True):
     sha256: Sha256
     weights: FileName | None = None
     weights_sha256: Sha256 | None = None
-    precision: Literal["float32", "float16", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     opset: int
     bound: float
     parity: tuple[ParityCheck, ...]

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import torch
 
+import export.__main__
 import export.network
 from export.__main__ import main
-from models.bundle import ParityCheck
+from export.runtime import gpu
+from models.bundle import ParityCheck, load_bundle
 
-from . import tiny
+from . import fake_tensorrt, tiny
 
 ROOT = Path(__file__).parents[2]
 
@@ -162,3 +166,46 @@ def test_an_error_in_another_process_is_one_line_too(capsys, tmp_path, repositor
     assert code == 2
     assert f"{tmp_path / 'nowhere'}: no such directory" in err
     assert "Traceback" not in err
+
+
+def test_the_precision_is_shown_and_is_one_of_three(capsys, tmp_path, scale_checkpoint):
+    """The table and the manifest say what a graph computes in; another word is refused with the choices."""
+    repository = tmp_path / "repository"
+    code, out, _ = run(capsys, scale_checkpoint, "--repository", repository, "--precision", "float16")
+    assert code == 0
+    (line,) = [line for line in out.splitlines() if line.startswith("scale/scale ")]
+    assert "float16" in line.split()
+    assert load_bundle(repository / "scale" / "1").manifest.graphs["scale"].precision == "float16"
+    with pytest.raises(SystemExit) as stop:
+        main([str(scale_checkpoint), "--repository", str(repository), "--precision", "float8"])
+    assert stop.value.code == 2
+    assert "bfloat16" in capsys.readouterr().err
+
+
+def test_tensorrt_that_is_not_there_is_found_before_the_export(capsys, tmp_path, scale_checkpoint, monkeypatch):
+    """Neither the package nor a GPU: exit code 2, one line, nothing written."""
+    arguments = (scale_checkpoint, "--repository", tmp_path / "repository", "--tensorrt")
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    code, _, err = run(capsys, *arguments)
+    assert (code, "--tensorrt needs a package that is not installed" in err) == (2, True)
+    monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    code, _, err = run(capsys, *arguments)
+    assert (code, "--tensorrt needs a CUDA device" in err) == (2, True)
+    assert not (tmp_path / "repository").exists()
+
+
+def test_tensorrt_engines_are_built_ahead(capsys, tmp_path, scale_checkpoint, monkeypatch):
+    """With --tensorrt each network has an engine for this GPU beside its graph, which a server then finds."""
+    monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt)
+    monkeypatch.delitem(sys.modules, "export.to_tensorrt", raising=False)
+    monkeypatch.setattr(export.__main__, "_gpu", lambda: torch.device("cuda", 0))
+    monkeypatch.setattr(gpu, "describe", lambda device: gpu.Gpu("Fake", "9.0"))
+    monkeypatch.setattr(gpu, "selected", lambda device: nullcontext())
+    repository = tmp_path / "repository"
+    code, _, err = run(capsys, scale_checkpoint, "--repository", repository, "--tensorrt", "--largest-batch", 4)
+    assert code == 0, err
+    header = (repository / "scale" / "1" / "scale.fake.engine").read_bytes().partition(b"\n")[0]
+    assert json.loads(header)["key"]["batches"] == "1,2,4"
+    assert run(capsys, scale_checkpoint, "--repository", repository)[1].count("up to date") == 1
+    sys.modules.pop("export.to_tensorrt")

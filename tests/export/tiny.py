@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.bundle import ImageSpec, LabelSpec, ModelCard, NetworkSpec, TensorSpec
+from models.bundle import ImageSpec, LabelSpec, ModelCard, ModuleSpec, NetworkSpec, TensorSpec
 from models.checkpoint import save_checkpoint, save_module
 from models.networks import build
 
@@ -20,6 +20,8 @@ LABEL = TensorSpec(name="label", dtype="int64")
 ENERGY = TensorSpec(name="energy")
 GRADIENT = TensorSpec(name="gradient", shape=IMAGE)
 OUTPUT = TensorSpec(name="output", shape=IMAGE)
+UNSAVED = ModuleSpec(architecture="none", config={}, weights="none", sha256="0" * 64, parameters=0)
+"""Stands in a card for a module that is only in memory."""
 
 
 class RichEnergy(nn.Module):
