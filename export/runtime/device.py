@@ -20,6 +20,8 @@ from models.bundle import Bundle
 
 from . import DEVICE_ENGINES, EngineError
 
+LARGEST_BATCH = 64
+
 
 class DeviceSession(Protocol):
     """One network on a device, called from one thread at a time."""
@@ -75,11 +77,14 @@ class DeviceRuntime(Protocol):
         """
 
 
-def open_device_runtime(name: str, device: torch.device, stream: torch.cuda.Stream | None = None) -> DeviceRuntime:
+def open_device_runtime(
+    name: str, device: torch.device, stream: torch.cuda.Stream | None = None, largest_batch: int = LARGEST_BATCH
+) -> DeviceRuntime:
     """Open an engine on a device by name.
 
-    device: `cpu` or `cuda:N`; ONNX Runtime and TensorRT need CUDA. stream: torch's stream that the engine's work is
-    enqueued on; ONNX Runtime is bound to it for good, the others follow torch's current one.
+    device: `cpu` or `cuda:N`; TensorRT needs CUDA. stream: torch's stream that the engine's work is enqueued on; ONNX
+    Runtime is bound to it for good, the others follow torch's current one. largest_batch: rows that TensorRT's engines
+    are built for, the others take any number.
 
     Raises:
         EngineError: unknown name, a device that is not there or not the engine's, or a package is missing.
@@ -89,13 +94,15 @@ def open_device_runtime(name: str, device: torch.device, stream: torch.cuda.Stre
     device = _checked(device)
     try:
         if name == "onnxruntime":
-            from .onnxruntime_cuda import OnnxCudaRuntime
+            from .onnxruntime_device import OnnxDeviceRuntime
 
-            return OnnxCudaRuntime(device, stream)
+            return OnnxDeviceRuntime(device, stream)
         if name == "tensorrt":
+            if device.type != "cuda":
+                raise EngineError(f"engine {name!r} needs a CUDA device, got {device}")
             from .tensorrt import TensorRTRuntime
 
-            return TensorRTRuntime(device)
+            return TensorRTRuntime(device, largest_batch)
     except ImportError as error:
         raise EngineError(f"engine {name!r} needs a package that is not installed: {error}") from error
     from .torch_device import TorchDeviceRuntime

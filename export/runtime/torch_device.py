@@ -2,9 +2,9 @@
 
 **Half precision** is autocast: convolutions, linear layers, matrix products and attention in half precision, norms,
 softmax, exponentials and times in float32. Weights of convolutions and linear layers are cast once, when they are
-loaded; all others (norms, embeddings) stay float32. A linear layer with one output stays float32 altogether: it makes
-an energy, costs nothing, and half precision would round what it says to 8 or 11 bits. `export.precision` gives exported
-graphs the same types.
+loaded; all others (norms, embeddings) stay float32. A linear layer with fewer than 8 inputs or outputs stays float32
+altogether: it makes an energy, costs nothing, and half precision would round what it says to 8 or 11 bits.
+`export.precision` gives exported graphs the same types, and says why.
 
 **Capture.** Nothing here waits for the device or reads from it, gradients included, whose backward pass runs on the
 stream of its forward pass. Autocast's cache of casts is off, as it would hold tensors of a captured graph's pool.
@@ -23,10 +23,12 @@ from torch.nn.modules.conv import _ConvNd
 
 from models.bundle import Bundle, ModelCard
 from models.checkpoint import load_modules
+from models.networks.resample import Double, Halve, HalvingConvolution
 from models.run import network_of
 
 from . import EngineError
 
+NARROW = 8
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -126,7 +128,7 @@ class _Autocast(nn.Module):
 
 def _cast(layer: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
     """Cast a layer's own weights, if autocast would cast them at each call."""
-    if isinstance(layer, nn.Linear) and layer.out_features == 1:
+    if isinstance(layer, nn.Linear) and min(layer.in_features, layer.out_features) < NARROW:
 
         def forward(values: Tensor) -> Tensor:
             with torch.autocast(device.type, enabled=False):
@@ -135,3 +137,5 @@ def _cast(layer: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
         layer.forward = forward  # type: ignore[method-assign, assignment]
     elif isinstance(layer, (nn.Linear, _ConvNd)):
         layer.to(dtype)
+    elif isinstance(layer, (Double, Halve, HalvingConvolution)):
+        layer.kernel = layer.kernel.to(dtype)  # multiples of 1/64, which half precision holds

@@ -13,8 +13,10 @@ from torch import Tensor
 from export.parity import draw_inputs
 from export.runtime import DEVICE_ENGINES, EngineError
 from export.runtime.device import DeviceSession, open_device_runtime
+from export.runtime.torch_device import _cast
 from models.bundle import Bundle, NetworkSpec, load_bundle
 from models.checkpoint import load_modules
+from models.networks.resample import Double, Halve, HalvingConvolution
 from models.run import energy_gradient, network_of
 
 CPU = torch.device("cpu")
@@ -98,6 +100,17 @@ def test_weights_are_cast_once_ahead(bundle: Bundle):
     layers = {name.rpartition(".")[0] for name in half}
     assert layers == {"first", "strided", "dilated", "transposed", "time", "mix"}
     assert half == {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
+
+
+@pytest.mark.parametrize(
+    "layer", [Halve(4), Double(4), HalvingConvolution(4, 6)], ids=lambda layer: type(layer).__name__
+)
+def test_filters_are_cast_ahead_without_loss(layer: torch.nn.Module):
+    """The binomial filters of resampling are exact in half precision, and no call casts them."""
+    before = layer.kernel
+    _cast(layer, torch.bfloat16, CPU)
+    assert layer.kernel.dtype == torch.bfloat16
+    assert torch.equal(layer.kernel.float(), before)
 
 
 def test_an_energy_is_not_rounded_to_half(bundle: Bundle):
