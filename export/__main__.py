@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 USER_ERROR = 2
 INTERRUPTED = 130
 MEGABYTE = 1e6
+TABLE_WIDTH = 120  # whatever the terminal's, which may cut numbers to less than they say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for outcome in outcomes:
         state = "written" if outcome.fresh else "up to date"
         console.print(f"{outcome.bundle.directory}: {state}", markup=False, highlight=False, soft_wrap=True)
-    console.print(_table([outcome.bundle for outcome in outcomes]))
+    Console(width=TABLE_WIDTH).print(_table([outcome.bundle for outcome in outcomes]))
     return 0
 
 
@@ -140,17 +141,16 @@ def _build_engines(bundles: Sequence[Bundle], device: torch.device, largest_batc
 
 def _table(bundles: Sequence[Bundle]) -> Table:
     table = Table(box=None, pad_edge=False)
-    table.add_column("network", no_wrap=True, min_width=28)
+    table.add_column("network", no_wrap=True)
     for heading in ("MB", "nodes", "precision", "error", "bound"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("invariant", no_wrap=True)
+    table.add_column("batch invariant", no_wrap=True)
     for bundle in bundles:
         details = bundle.manifest.exported.get("graphs", {})
         for name, graph in bundle.manifest.graphs.items():
-            megabytes = details.get(name, {}).get("bytes", 0) / MEGABYTE
             table.add_row(
                 f"{bundle.card.name}/{name}",
-                f"{megabytes:.2f}" if megabytes < 100 else f"{megabytes:.0f}",
+                f"{details.get(name, {}).get('bytes', 0) / MEGABYTE:.2f}",
                 str(details.get(name, {}).get("nodes", "?")),
                 graph.precision,
                 f"{graph.worst:.1e}",
