@@ -26,6 +26,11 @@ log = logging.getLogger(__name__)
 STOP_SECONDS = 10.0
 """How long a stop waits for the running step."""
 
+LEAD_SECONDS = 0.002
+SAFE_SHARE = 0.75
+"""A batch is given to a busy device so long before the running one is predicted to end, of whose time that share is
+counted on: the host needs a part of it, and who comes until then is in the batch."""
+
 MAX_STEP_RECORDS = 500
 """Steps of one call that are traced."""
 
@@ -199,6 +204,8 @@ class Engine:
         """
         while True:
             with self._changed:
+                while not self._stopping and (early := self._early_seconds()) > 0.0:
+                    self._changed.wait(early)
                 if self._stopping:
                     return None
                 batch, ended = self.batcher.schedule()
@@ -211,6 +218,14 @@ class Engine:
             self._finish(ended)
             if batch is not None or self._flights:
                 return batch
+
+    def _early_seconds(self) -> float:
+        """How long a busy device can go without the next batch; 0 or less where it must be given now."""
+        if not self._flights or self._step_began is None:
+            return 0.0
+        batch = self._flights[0].batch
+        seconds = self.batcher.prediction.round_seconds((batch.model, batch.network), batch.network_rows)
+        return self._step_began + SAFE_SHARE * batch.steps * seconds - LEAD_SECONDS - self._clock()
 
     def _enqueue(self, batch: Batch) -> None:
         """Give the device the newest flight's batch. What fails is a failure of its rows, not of the loop."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 
 import pytest
@@ -96,3 +97,80 @@ def test_a_stop_does_not_wait_for_a_step_that_hangs(engine: Engine, runner: Runn
     runner.running.wait(5)
     assert engine.stop() is False
     assert [type(error) for error in errors] == [Unavailable]
+
+
+class Device:
+    """Takes batches at once, and ends each when it is told to."""
+
+    capacity = 64
+
+    def __init__(self) -> None:
+        self.taken: queue.SimpleQueue[Batch] = queue.SimpleQueue()
+        self.ending = threading.Semaphore(0)
+
+    def enqueue(self, batch: Batch) -> Device:
+        self.taken.put(Batch.of(batch.model, batch.network, batch.kind, list(batch.rows)))
+        return self
+
+    def finish(self) -> float:
+        assert self.ending.acquire(timeout=20)
+        return 0.0
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_who_comes_while_a_long_step_runs_is_in_the_next_one():
+    """A busy device is given its next batch shortly before it needs it, and not as soon as it could be."""
+    clock, device = Clock(), Device()
+    engine = Engine(Limits(step_seconds=60.0), clock=clock, depth=2)
+    engine.add_model(KEY, device)
+    for _ in range(3):
+        engine.batcher.prediction.record((KEY, "network"), 1, 0.2)
+    engine.start()
+    steps = Program(0.0, 1.0, (Line("network", updates=(assign(),)),) * 3)
+
+    def submit_steps() -> Job:
+        job = Job(KEY, lambda job, error: None)
+        job.rows = [Row(job, 0, 0, steps)]
+        engine.submit(job)
+        return job
+
+    first = submit_steps()
+    assert device.taken.get(timeout=5).rows == first.rows
+    second = submit_steps()
+    clock.now = 0.1
+    third = submit_steps()
+    assert device.taken.empty()
+    clock.now = 0.16  # of 0.2 seconds
+    submit_steps()  # may be in it, or come just too late
+    assert set(device.taken.get(timeout=5).rows) >= {row for job in (first, second, third) for row in job.rows}
+    for _ in range(20):
+        device.ending.release()
+    clock.now = 10.0
+    assert engine.drain(10)
+    assert engine.stop()
+
+
+def test_a_device_whose_steps_are_short_is_given_the_next_at_once():
+    """Where a step takes no longer than the host needs for the next, there is nothing to wait for."""
+    clock, device = Clock(), Device()
+    engine = Engine(Limits(), clock=clock, depth=2)
+    engine.add_model(KEY, device)
+    for _ in range(3):
+        engine.batcher.prediction.record((KEY, "network"), 1, 0.001)
+    engine.start()
+    job = Job(KEY, lambda job, error: None)
+    job.rows = [Row(job, 0, 0, Program(0.0, 1.0, (Line("network", updates=(assign(),)),) * 2))]
+    engine.submit(job)
+    assert device.taken.get(timeout=5).rows == job.rows
+    assert device.taken.get(timeout=5).rows == job.rows
+    for _ in range(2):
+        device.ending.release()
+    assert engine.drain(10)
+    assert engine.stop()
