@@ -24,8 +24,8 @@ LINEAR = 2.5
 
 
 def draw(path: Path, result: EndToEnd) -> None:
-    """A line of panels for each model; models of which nothing was measured have none."""
-    models = [(model, cells) for model, cells in by_model(result) if any(cell.timings for cell in cells)]
+    """A line of panels for each model of which more than one case was measured."""
+    models = [(model, cells) for model, cells in by_model(result) if sum(bool(cell.timings) for cell in cells) > 1]
     if not models:
         return
     with mpl.rc_context(STYLE):

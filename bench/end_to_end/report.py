@@ -13,10 +13,10 @@ from .loaded import BARE, COMPILED, EAGER, SERVED
 from .result import Cell, EndToEnd, Goal, Timing
 
 HEADINGS = (
-    *("case", "engine", "served p50", "p99", "bare p50", "served over bare", "eager p50", "compiled p50"),
+    *("case", "engine", "calls", "served p50", "p99", "bare p50", "served over bare", "eager p50", "compiled p50"),
     *("floor by bytes", "update", "rate, served"),
 )
-SHOWN = (0, 1, 3, 4, 5, 6, 7, 8)
+SHOWN = (0, 2, 4, 5, 6, 7, 8, 9)
 """What of a row's values the terminal has room for; of ratios, the median."""
 
 UNITS = {"sample": "samples/s", "score": "images/s", "langevin": "steps/s"}
@@ -104,6 +104,7 @@ def rows_of(cells: Sequence[Cell]) -> Iterator[Row]:
                 cell.case.text,
                 (
                     engine,
+                    str(max(timing.calls for timing in timings.values())),
                     *_latency(served),
                     _p50(timings.get(BARE)),
                     _over(served),

@@ -97,7 +97,7 @@ def test_the_report_says_what_was_left_out_and_why():
     text = markdown(measurement([cell], left_out={"hat-cifar10": "no time was left"}))
     assert f"- {UNET}, DDIM 2, 8 rows, torch: slow" in text
     assert "- hat-cifar10: no time was left" in text
-    assert "| DDIM 2, 8 rows | onnxruntime | 20 | 30 |  | 1.250 (1.250..1.250) |" in text
+    assert "| DDIM 2, 8 rows | onnxruntime | 5 | 20 | 30 |  | 1.250 (1.250..1.250) |" in text
     assert "4.00 % | 400 samples/s |" in text
 
 
