@@ -11,8 +11,9 @@ from rich.console import Console
 
 from server.client import FewstepError
 
-from . import demo, quality, soak
+from . import quality, soak
 from .compare import command as compare
+from .demo import command as demo
 from .end_to_end import command as end_to_end
 from .faults import command as faults
 from .gate import command as gate

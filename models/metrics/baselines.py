@@ -15,7 +15,8 @@ from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import NearestNeighbors
 
-from .ood import EnergyFunction, Images
+from .ood import EnergyFunction
+from .outliers import Images
 
 Array = npt.NDArray[np.float64]
 Classify = Callable[[Images], Array]

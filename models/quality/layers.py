@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from ..bundle import ModelCard
-from ..metrics.ood import OOD_SETS, Images
+from ..metrics.outliers import OOD_SETS, Images
 from ..networks.latent import Energies, Hierarchy, Posterior, infer, log_marginal
 from ..samplers.latent import LAYER_ENERGY
 from .measure import Checkpoint, ScaleQuality, measure_detector

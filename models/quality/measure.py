@@ -16,7 +16,8 @@ from ..bundle import ModelCard, ScaleSpec
 from ..checkpoint import load_checkpoint, load_modules
 from ..data import CLASSES
 from ..metrics.frechet import FrechetDigits
-from ..metrics.ood import OOD_SETS, DetectionResult, EnergyFunction, Images, OodSet, evaluate
+from ..metrics.ood import DetectionResult, EnergyFunction, evaluate
+from ..metrics.outliers import OOD_SETS, Images, OodSet
 from ..run import Network, networks_of, run
 from ..samplers import compile_sample, compile_score
 from .rows import QualityRow

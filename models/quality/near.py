@@ -9,7 +9,7 @@ import torch
 
 from ..data import CLASSES, KNOWN_DIGITS, DigitsSplit
 from ..metrics.baselines import Array, fit_baselines
-from ..metrics.ood import Images, unseen_digits
+from ..metrics.outliers import Images, unseen_digits
 from ..networks.classifier import Classifier
 from ..train.classifier import Recipe, train_classifier
 from .measure import Checkpoint, ScaleQuality, measure_detector, measure_energies

@@ -11,7 +11,10 @@ import pytest
 
 from bench import board
 from bench.__main__ import main
-from bench.demo import BEST_M, CHECKPOINTS, MODELS, STEPS, DemoError, export, methods_for
+from bench.demo.ask import BEST_M, STEPS, methods_for
+from bench.demo.command import CHECKPOINTS, MODELS
+from bench.demo.errors import DemoError
+from bench.demo.exporting import export
 from bench.server_process import ServerFailed, ServerProcess
 from models.checkpoint import load_checkpoint
 
@@ -63,10 +66,10 @@ def test_an_export_that_takes_too_long_leaves_no_process(tmp_path: Path, monkeyp
     script = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(60)"
     popen = subprocess.Popen
     monkeypatch.setattr(
-        "bench.demo.subprocess.Popen",
+        "bench.demo.exporting.subprocess.Popen",
         lambda _, **kwargs: popen([sys.executable, "-c", script], **{**kwargs, "cwd": tmp_path}),
     )
-    monkeypatch.setattr("bench.demo.EXPORT_TIMEOUT", 5.0)
+    monkeypatch.setattr("bench.demo.exporting.EXPORT_TIMEOUT", 5.0)
     with pytest.raises(DemoError, match=r"did not end within 5 s"):
         export([tmp_path], tmp_path / "repository")
     child_pid = int((tmp_path / "pid").read_text())

@@ -17,7 +17,7 @@ from rich.console import Console
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.data import load_digits_split
 from models.metrics.frechet import FrechetDigits
-from models.metrics.ood import unseen_digits
+from models.metrics.outliers import unseen_digits
 from models.program import SAMPLE
 from models.quality import command
 from models.quality.layers import layer_energy, layers_table, measure_layers
