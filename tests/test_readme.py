@@ -80,6 +80,31 @@ def test_sampler_table_is_the_committed_result():
             assert cells[cell] == " / ".join(f"{method[field] * scale:.1f}" for method in rows), (name, field)
 
 
+def test_claims_on_the_latent_hierarchy_are_the_committed_result():
+    """FD, labels and AUROC by layer of the README are those of bench/results/zoo/quality.json, rounded."""
+    found = json.loads((ROOT / "bench" / "results" / "zoo" / "quality.json").read_text())
+    (prior,), (steer,), (layers,) = (
+        [line for line in TEXT.splitlines() if line.startswith(f"| {claim}")]
+        for claim in ("an EBM prior fills", "labels steer", "detection improves")
+    )
+    for model, steps in (("digits-latent", 3), ("digits-latent-6", 6)):
+        rows = [row for row in found["rows"] if row["row"]["model"] == model]
+        (default,) = [row["frechet"] for row in rows if row["setting"] == "latent langevin_steps=30"]
+        assert f"{default['mean']:.1f} ± {default['deviation']:.1f} with T = {steps}" in prior
+        (labelled,) = [row["label_accuracy"] for row in rows if row["row"]["labelled"]]
+        assert f"{labelled:.3f}".removeprefix("0") + f" (T = {steps})" in steer
+        means = {
+            entry["detector"].removeprefix(f"{model} "): sum(r["metrics"]["auroc"] for r in entry["results"])
+            / len(entry["results"])
+            for entry in found["detectors"] + found["layers"]
+        }
+        above = [f"{means[f'diffusion-{k}']:.3f}".removeprefix("0") for k in range(3)]
+        assert f"{', '.join(above)} (T = {steps})" in layers
+        for name in ("inference-0", "inference-1", "inference-2", "layer-1", "layer-2"):
+            assert f"{means[name]:.2f}".removeprefix("0") in layers, (model, name)
+        assert f"{means['layer-3']:.3f}".removeprefix("0") in layers
+
+
 COMPARED = json.loads((ROOT / "bench" / "results" / "compare" / "compare.json").read_text())
 ROWS = {
     "one 1-step request": [
