@@ -129,7 +129,8 @@ def _open(config: Config, device: str) -> Backend:
     place = torch.device(device)
     open_device_runtime("torch", place)  # says what is wrong with the device before a stream is made there
     stream = CudaStream(place)
-    return DeviceBackend(open_device_runtime(engine, place, stream.steps), stream, depth=AHEAD, turn=TURN)
+    runtime = open_device_runtime(engine, place, stream.steps, largest_batch=config.limits.max_batch_rows)
+    return DeviceBackend(runtime, stream, depth=AHEAD, turn=TURN)
 
 
 def _automatic(engine: str) -> str:
