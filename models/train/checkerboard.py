@@ -40,7 +40,7 @@ from .calibration import calibrate_checkpoint
 from .ddpm import SCHEDULE, Report, diffuse
 from .ema import moving_average
 from .provenance import provenance
-from .vdrme import grid
+from .vdrme.grids import grid
 
 NAME = "checkerboard-vdrme"
 STEPS = 5

@@ -19,8 +19,18 @@ from models.program import latent_draw, start_draw
 from models.run import run
 from models.samplers import OptionError, SampleOptions, UnsupportedError, compile_sample, compile_score
 from models.schedules import alpha_bar, quadratic_grid
-from models.train import ddpm, gdim
-from models.train.gdim import Recipe, Steps, Trainer, energy_loss, generator_loss, model_card, path
+from models.train import ddpm
+from models.train.gdim.card import ENERGY_CONFIG, GENERATOR_CONFIG, LATENT, model_card
+from models.train.gdim.trainer import (
+    Batch,
+    Recipe,
+    Steps,
+    Trainer,
+    energy_loss,
+    generator_loss,
+    initialise_generator,
+    path,
+)
 
 ABAR = alpha_bar(ddpm.SCHEDULE)
 TIMES = (1000, 563, 250, 63)
@@ -40,14 +50,14 @@ def single_thread():
 @pytest.fixture(scope="module")
 def generator() -> nn.Module:
     torch.manual_seed(0)
-    return build("gdim-generator", gdim.GENERATOR_CONFIG).eval().requires_grad_(False)
+    return build("gdim-generator", GENERATOR_CONFIG).eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
 def energy() -> nn.Module:
     """An energy with a head that is not zero, as it is before training."""
     torch.manual_seed(0)
-    network = build("gdim-energy", gdim.ENERGY_CONFIG).eval().requires_grad_(False)
+    network = build("gdim-energy", ENERGY_CONFIG).eval().requires_grad_(False)
     nn.init.normal_(network.head.weight)
     return network
 
@@ -58,7 +68,7 @@ def inputs(rows: int, seed: int = 1) -> dict[str, torch.Tensor]:
         "sample": torch.randn(rows, 1, 8, 8, generator=random),
         "time": torch.tensor([TIMES[row % 4] - 1.0 for row in range(rows)]),
         "label": torch.arange(rows) % (NULL_LABEL + 1),
-        "latent": torch.randn(rows, gdim.LATENT, generator=random),
+        "latent": torch.randn(rows, LATENT, generator=random),
     }
 
 
@@ -168,7 +178,7 @@ def test_the_latent_moves_the_prediction(generator):
     rows = inputs(4) | {"label": torch.arange(4)}
     other = rows | {"latent": inputs(4, seed=2)["latent"]}
     assert (generator(**rows) - generator(**other)).abs().amax(dim=(1, 2, 3)).min() > 1e-3
-    silent = build("gdim-generator", gdim.GENERATOR_CONFIG).eval()
+    silent = build("gdim-generator", GENERATOR_CONFIG).eval()
     silent.load_state_dict({key: value * ("style" not in key) for key, value in generator.state_dict().items()})
     torch.testing.assert_close(silent(**rows), silent(**other))
 
@@ -177,8 +187,8 @@ def test_without_styles_the_generator_is_the_denoiser_that_it_started_from():
     """The U-Net with adaptive norms is diffusers' own forward where scale and shift are zero."""
     torch.manual_seed(0)
     denoiser = build(ddpm.ARCHITECTURE, ddpm.CONFIG).eval()
-    network = build("gdim-generator", gdim.GENERATOR_CONFIG).eval()
-    gdim.initialise_generator(network, denoiser)
+    network = build("gdim-generator", GENERATOR_CONFIG).eval()
+    initialise_generator(network, denoiser)
     network.load_state_dict({key: value * ("style" not in key) for key, value in network.state_dict().items()})
     rows = inputs(4) | {"label": torch.arange(4)}
     expected = denoiser(**{name: rows[name] for name in ("sample", "time", "label")})
@@ -189,7 +199,7 @@ def test_unlabelled_rows_draw_their_label_from_the_posterior(generator):
     """The chosen labels have the frequencies softmax(logits); a given label is kept."""
     count = 10_000
     rows = {name: value[:1].expand(count, *value.shape[1:]) for name, value in inputs(1).items()}
-    latent = torch.randn(count, gdim.LATENT, generator=torch.Generator().manual_seed(3))
+    latent = torch.randn(count, LATENT, generator=torch.Generator().manual_seed(3))
     null = torch.full((count,), NULL_LABEL)
     chosen = generator.choose(rows["sample"], rows["time"], null, latent)
     wanted = torch.softmax(generator.posterior(rows["sample"][:1], rows["time"][:1])[0], dim=0)
@@ -270,7 +280,7 @@ def test_a_scale_of_one_time_scores_there_alone():
 def test_generated_pairs_lie_on_a_path_with_the_start_of_their_state(sees_start, monkeypatch):
     """T-GDIM's fake x_s is T(G(x_t); x_T, s) with the x_T that made x_t; t-GDIM's is G(x_t) itself."""
     state = trainer(sees_start=sees_start, rollouts=0)
-    batches: list[tuple[gdim.Batch, torch.Tensor]] = []
+    batches: list[tuple[Batch, torch.Tensor]] = []
     generate = state._generate
 
     def kept_generate(batch, *, with_gradient):

@@ -14,48 +14,22 @@ their x_{i+1} is the generator's own last output, so energy and generator meet w
 
 from __future__ import annotations
 
-import time
-from dataclasses import asdict, dataclass, field
-from itertools import pairwise
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..bundle import (
-    EnergySpec,
-    ImageSpec,
-    LabelSpec,
-    LangevinSpec,
-    ModelCard,
-    NetworkSpec,
-    SamplingSpec,
-    ScaleSpec,
-    TensorSpec,
-)
-from ..checkpoint import load_checkpoint, load_modules, save_checkpoint, save_module
-from ..data import CLASSES, NULL_LABEL, LabelledImages, load_digits_split
-from ..networks import build
-from ..networks.vdrme import EntropyClassifier
-from ..schedules import alpha_bar, quadratic_grid
-from . import ddpm
-from .calibration import calibrate_checkpoint
-from .ddpm import SCHEDULE, Report, diffuse, drop_labels
-from .ema import moving_average
-from .provenance import provenance
-
-NAME = "digits-vdrme"
-UNLABELLED = {key: value for key, value in ddpm.CONFIG.items() if key != "num_class_embeds"}
-GENERATOR_CONFIG: dict[str, Any] = {
-    "unet": UNLABELLED,
-    "labels": CLASSES + 1,
-    "noise_width": 16,
-}
-ENERGY_CONFIG: dict[str, Any] = {"unet": UNLABELLED, "width": 128}
-STEPS = (4, 6, 8)
+from ...data import NULL_LABEL, LabelledImages
+from ...networks import build
+from ...networks.vdrme import EntropyClassifier
+from ...schedules import alpha_bar
+from .. import ddpm
+from ..ddpm import SCHEDULE, Report, diffuse, drop_labels
+from ..ema import moving_average
+from .card import ENERGY_CONFIG, GENERATOR_CONFIG
+from .grids import Transitions
 
 
 @dataclass(frozen=True)
@@ -89,50 +63,6 @@ class Recipe:
     label_dropout: float = 0.5
     ema_decay: float = 0.998
     population: int = 512
-
-
-def grid(steps: int) -> tuple[int, ...]:
-    """Network times t_K = 999 > ... > t_1 > t_0 = 0: the quadratic grid of SPEC 0, less one, and 0."""
-    return (*(t - 1 for t in reversed(quadratic_grid(steps, SCHEDULE.steps))), 0)
-
-
-GRIDS = {steps: grid(steps) for steps in STEPS}
-
-
-@dataclass(frozen=True)
-class Transitions:
-    """Every transition t_{i+1} -> t_i of the grids, one entry each; abar_{t_0} = 1 (the clean prediction is emitted).
-
-    source, target: (n,) float32 network times. abar_source, abar_target: (n,) float64.
-    following: (n,) int64, the transition that comes next on its grid, -1 after the last. first: (len(GRIDS),) int64.
-    """
-
-    source: Tensor
-    target: Tensor
-    abar_source: Tensor
-    abar_target: Tensor
-    following: Tensor
-    first: Tensor
-
-    @classmethod
-    def of_grids(cls) -> Transitions:
-        table = alpha_bar(SCHEDULE)
-        pairs: list[tuple[int, int]] = []
-        following: list[int] = []
-        first: list[int] = []
-        for times in GRIDS.values():
-            first.append(len(pairs))
-            pairs += list(pairwise(times))
-            following += [*range(len(following) + 1, len(pairs)), -1]
-        abar_target = [1.0 if target == 0 else table[target + 1] for _, target in pairs]
-        return cls(
-            torch.tensor([float(source) for source, _ in pairs]),
-            torch.tensor([float(target) for _, target in pairs]),
-            torch.tensor([table[source + 1] for source, _ in pairs], dtype=torch.float64),
-            torch.tensor(abar_target, dtype=torch.float64),
-            torch.tensor(following),
-            torch.tensor(first),
-        )
 
 
 @dataclass
@@ -439,107 +369,3 @@ def initialise_energy(energy: nn.Module, denoiser: nn.Module) -> None:
     )
     own = energy.state_dict()
     energy.load_state_dict({**own, **{key: value for key, value in weights.items() if key in own}})
-
-
-def train_digits_vdrme(output: Path, report: Report, recipe: Recipe | None = None) -> Path:
-    """Train `digits-vdrme` from the `digits-ddpm` below `output` and write it beside it; returns its directory.
-
-    Raises:
-        BundleError: there is no usable `digits-ddpm`.
-    """
-    recipe = recipe or Recipe()
-    started = time.perf_counter()
-    source = output / ddpm.NAME
-    base = load_checkpoint(source)
-    denoiser = load_modules(source, base.modules)["denoiser"]
-    trained = Trainer(load_digits_split().train, denoiser, recipe).run(report)
-    directory = output / NAME
-    modules = {
-        "generator": save_module(directory, "generator", "vdrme-generator", GENERATOR_CONFIG, trained.generator),
-        "energy": save_module(directory, "energy", "vdrme-energy", ENERGY_CONFIG, trained.energy),
-    }
-    training = {
-        "algorithm": "VDRME Algorithm 1, eq. 14, 15, 18 (with the quadratic), 19; Markov coupling; abar = 1 at t_0",
-        "recipe": asdict(recipe),
-        "optimiser": "Adam, rates constant and then linear to a tenth over the last third",
-        "initialised_from": {"name": base.name, "sha256": base.modules["denoiser"].sha256},
-        "final_losses": trained.losses,
-        "seconds": round(time.perf_counter() - started, 1),
-        **provenance(),
-    }
-    save_checkpoint(directory, model_card(modules, training))
-    calibrate_checkpoint(directory)
-    return directory
-
-
-def model_card(modules: dict[str, Any], training: dict[str, Any]) -> ModelCard:
-    """The card of `digits-vdrme`, before its energies are calibrated."""
-    sample = TensorSpec(name="sample", shape=(1, 8, 8))
-    label = TensorSpec(name="label", dtype="int64")
-    latent = TensorSpec(name="latent", shape=(1, 8, 8))
-    moment = TensorSpec(name="time")
-    return ModelCard(
-        name=NAME,
-        family="vdrme",
-        description="Few-step generator and multiscale energy of 8x8 handwritten digits, for 4, 6 and 8 steps.",
-        image=ImageSpec(channels=1, height=8, width=8),
-        labels=LabelSpec(count=CLASSES, null=NULL_LABEL, names=tuple(str(digit) for digit in range(CLASSES))),
-        modules=modules,
-        networks={
-            "generator": NetworkSpec(
-                module="generator",
-                inputs=(sample, moment, TensorSpec(name="target_time"), label, latent),
-                outputs=(TensorSpec(name="v", shape=(1, 8, 8)),),
-            ),
-            **energy_networks(),
-        },
-        sampling=SamplingSpec(
-            network="generator",
-            prediction="v",
-            schedule=SCHEDULE,
-            samplers=("vdrme",),
-            default_steps=4,
-            min_steps=min(STEPS),
-            max_steps=max(STEPS),
-            grids={str(steps): times for steps, times in GRIDS.items()},
-            clean_end=True,
-            clip=True,
-        ),
-        energy=ENERGY,
-        langevin=LANGEVIN,
-        training=training,
-    )
-
-
-def energy_networks() -> dict[str, NetworkSpec]:
-    """What is run of the module `energy`."""
-    inputs = TensorSpec(name="sample", shape=(1, 8, 8)), TensorSpec(name="time")
-    energy, gradient = TensorSpec(name="energy"), TensorSpec(name="gradient", shape=(1, 8, 8))
-    return {
-        "energy": NetworkSpec(module="energy", inputs=inputs, outputs=(energy,)),
-        "energy-gradient": NetworkSpec(
-            module="energy", function="energy_gradient", inputs=inputs, outputs=(energy, gradient)
-        ),
-    }
-
-
-def scales() -> tuple[ScaleSpec, ...]:
-    """Every noise scale that the energy was trained at, the clean one first."""
-    table = alpha_bar(SCHEDULE)
-    noisy = sorted({time for times in GRIDS.values() for time in times[1:-1]})
-    amplitudes = {time: (float(table[time + 1] ** 0.5), float((1.0 - table[time + 1]) ** 0.5)) for time in noisy}
-    return (
-        ScaleSpec(name="t0", time=0.0),
-        *(
-            ScaleSpec(name=f"t{time}", time=float(time), signal=signal, noise=noise)
-            for time, (signal, noise) in amplitudes.items()
-        ),
-    )
-
-
-ENERGY = EnergySpec(network="energy", gradient_network="energy-gradient", scale=64.0, scales=scales())
-"""How images are scored, before calibration."""
-
-# Short chains from noise lower the energy without making digits of it: the energy was trained beside a generator,
-# near the data, and not as the target of a chain. Offered for what it is.
-LANGEVIN = LangevinSpec(steps=50, step_size=1e-4, box=True)

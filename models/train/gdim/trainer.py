@@ -13,43 +13,20 @@ so that energy and generator meet what sampling really visits.
 
 from __future__ import annotations
 
-import time
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..bundle import (
-    EnergySpec,
-    ImageSpec,
-    LabelSpec,
-    ModelCard,
-    ModuleSpec,
-    NetworkSpec,
-    SamplingSpec,
-    ScaleSpec,
-    TensorSpec,
-)
-from ..checkpoint import load_checkpoint, load_modules, save_checkpoint, save_module
-from ..data import CLASSES, NULL_LABEL, LabelledImages, load_digits_split
-from ..networks.gdim import AdaptiveGroupNorm, ConditionalEnergy, Generator
-from ..schedules import alpha_bar, quadratic_grid
-from . import ddpm
-from .calibration import calibrate_checkpoint
-from .ddpm import SCHEDULE, Report, diffuse, drop_labels
-from .ema import moving_average
-from .provenance import provenance
-
-NAME = "digits-gdim"
-START_NAME = "digits-gdim-start"
-STEPS = 4
-LATENT = CLASSES + 32
-GENERATOR_CONFIG: dict[str, Any] = {"unet": ddpm.CONFIG, "latent": LATENT, "style": 32}
-ENERGY_CONFIG: dict[str, Any] = {"unet": ddpm.CONFIG, "width": 64}
+from ...data import NULL_LABEL, LabelledImages
+from ...networks.gdim import AdaptiveGroupNorm, ConditionalEnergy, Generator
+from ...schedules import alpha_bar, quadratic_grid
+from .. import ddpm
+from ..ddpm import SCHEDULE, Report, diffuse, drop_labels
+from ..ema import moving_average
+from .card import ENERGY_CONFIG, GENERATOR_CONFIG, LATENT, STEPS
 
 
 @dataclass(frozen=True)
@@ -402,101 +379,3 @@ def initialise_energy(energy: nn.Module, denoiser: nn.Module) -> None:
     channels = weights["conv_in.weight"].shape[1]
     weights["conv_in.weight"] = torch.cat([weights["conv_in.weight"], own["conv_in.weight"][:, channels:]], dim=1)
     energy.load_state_dict({**own, **{key: value for key, value in weights.items() if key in own}})
-
-
-def train_digits_gdim(output: Path, report: Report, recipe: Recipe | None = None) -> Path:
-    """Train `digits-gdim` (t-GDIM) from the `digits-ddpm` below `output`; returns its directory.
-
-    Raises:
-        BundleError: there is no usable `digits-ddpm`.
-    """
-    return _train(output, report, recipe or Recipe(), sees_start=False)
-
-
-def train_digits_gdim_start(output: Path, report: Report, recipe: Recipe | None = None) -> Path:
-    """Train `digits-gdim-start` (T-GDIM), as `train_digits_gdim`."""
-    return _train(output, report, recipe or Recipe(), sees_start=True)
-
-
-def _train(output: Path, report: Report, recipe: Recipe, *, sees_start: bool) -> Path:
-    started = time.perf_counter()
-    source = output / ddpm.NAME
-    base = load_checkpoint(source)
-    denoiser = load_modules(source, base.modules)["denoiser"]
-    trained = Trainer(load_digits_split().train, denoiser, recipe, sees_start=sees_start).run(report)
-    directory = output / (START_NAME if sees_start else NAME)
-    modules = {
-        "generator": save_module(
-            directory, "generator", "gdim-generator", GENERATOR_CONFIG, trained.generator, half=True
-        ),
-        "energy": save_module(directory, "energy", "gdim-energy", ENERGY_CONFIG, trained.energy, half=True),
-    }
-    training = {
-        "algorithm": "T-GDIM, iDDIM paper eqs. 54-56" if sees_start else "t-GDIM, iDDIM paper eqs. 52, 53",
-        "recipe": asdict(recipe),
-        "optimiser": "Adam, rates constant and then linear to a tenth over the second half",
-        "initialised_from": {"name": base.name, "sha256": base.modules["denoiser"].sha256},
-        "final_losses": trained.losses,
-        "seconds": round(time.perf_counter() - started, 1),
-        **provenance(),
-    }
-    save_checkpoint(directory, model_card(modules, training, sees_start=sees_start))
-    calibrate_checkpoint(directory)
-    return directory
-
-
-def model_card(modules: dict[str, ModuleSpec], training: dict[str, Any], *, sees_start: bool) -> ModelCard:
-    """The card of one of the two, before its energies are calibrated."""
-    image = ImageSpec(channels=1, height=8, width=8)
-    sample, moment = TensorSpec(name="sample", shape=image.shape), TensorSpec(name="time")
-    # Ranges within which the amplitudes of x_t and x_s are those of two different places on a path.
-    amplitudes = [TensorSpec(name="signal", range=(0.1, 0.7)), TensorSpec(name="noise", range=(0.7, 1.0))]
-    if sees_start:
-        amplitudes.append(TensorSpec(name="target_signal", range=(0.8, 1.0)))
-        amplitudes.append(TensorSpec(name="target_noise", range=(0.0, 0.3)))
-    variant = "T-GDIM, with an energy of (x_s, x_t)" if sees_start else "t-GDIM, with an energy of (x_0, x_t)"
-    return ModelCard(
-        name=START_NAME if sees_start else NAME,
-        family="gdim",
-        description=f"Four-step generator of 8x8 handwritten digits and its conditional energy: {variant}.",
-        image=image,
-        labels=LabelSpec(count=CLASSES, null=NULL_LABEL, names=tuple(str(digit) for digit in range(CLASSES))),
-        modules=modules,
-        networks={
-            "generator": NetworkSpec(
-                module="generator",
-                inputs=(
-                    sample,
-                    moment,
-                    TensorSpec(name="label", dtype="int64"),
-                    TensorSpec(name="latent", shape=(LATENT,)),
-                ),
-                outputs=(TensorSpec(name="v", shape=image.shape),),
-            ),
-            "energy": NetworkSpec(
-                module="energy",
-                inputs=(sample, TensorSpec(name="latent", shape=image.shape), moment, *amplitudes),
-                outputs=(TensorSpec(name="energy"),),
-            ),
-        },
-        sampling=SamplingSpec(
-            network="generator",
-            prediction="v",
-            schedule=SCHEDULE,
-            samplers=("gdim",),
-            default_steps=STEPS,
-            min_steps=STEPS,
-            max_steps=STEPS,
-        ),
-        energy=EnergySpec(network="energy", scales=scales()),
-        training=training,
-    )
-
-
-def scales() -> tuple[ScaleSpec, ...]:
-    """The mean energy over all times of the grid and two draws at each, then each time by itself with four."""
-    times = [t - 1 for t in quadratic_grid(STEPS, SCHEDULE.steps)]
-    return (
-        ScaleSpec(name="mean", time=0.0, method="gdim", parameters={"draws": 2.0, "every_time": 1.0}),
-        *(ScaleSpec(name=f"t{t}", time=float(t), method="gdim", parameters={"draws": 4.0}) for t in times),
-    )
