@@ -40,9 +40,9 @@ PROFILED = 0.5
 class Busy:
     """What a while under load showed.
 
-    share: device seconds of the batches, between the events around each, over the seconds on the clock. kernels: of the
-    clock's seconds, those in which a kernel or a copy ran, as the profiler saw it in a while of its own; None where
-    there is none. rows: of a batch, mean.
+    seconds: on the clock, from the end of a batch to that of the last one. share: of them, the device's for the batches
+    in between, by the events around each. kernels: the share of the clock's seconds in which a kernel or a copy ran, as
+    the profiler saw it in a while of its own; None where there is none. rows: of a batch, mean. rate: samples a second.
     """
 
     model: str
@@ -51,25 +51,42 @@ class Busy:
     kernels: float | None
     batches: int
     rows: float
-    samples: int
+    rate: float
 
 
 class Meter:
     """A backend of the server whose runners' steps are counted. Otherwise as the one within."""
 
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
+    def __init__(self, backend: Backend, clock: Callable[[], float]) -> None:
+        self._backend, self._clock = backend, clock
         self.device, self.depth, self.turn = backend.device, backend.depth, backend.turn
         self.invariance_known = backend.invariance_known
-        self.seconds, self.batches, self.rows = 0.0, 0, 0
+        self.reset()
 
     def runner(self, bundle: Bundle, limits: Limits, fixed_rows: Mapping[str, int]) -> Runner:
         """See `server.backend.Backend.runner`."""
         return _MeteredRunner(self._backend.runner(bundle, limits, fixed_rows), self)
 
     def reset(self) -> None:
-        """Count from now on."""
+        """Count what is behind the next batch that ends: what ran before now would be counted whole otherwise."""
         self.seconds, self.batches, self.rows = 0.0, 0, 0
+        self._began: float | None = None
+        self._ended = 0.0
+
+    def count(self, seconds: float, rows: int) -> None:
+        """A batch has ended, which took the device so many seconds."""
+        self._ended = self._clock()
+        if self._began is None:
+            self._began = self._ended
+            return
+        self.seconds += seconds
+        self.batches += 1
+        self.rows += rows
+
+    @property
+    def elapsed(self) -> float:
+        """On the clock, for the batches that were counted."""
+        return 0.0 if self._began is None else self._ended - self._began
 
 
 class _MeteredRunner:
@@ -87,9 +104,7 @@ class _MeteredStep:
 
     def finish(self) -> float:
         seconds = self._step.finish()
-        self._meter.seconds += seconds
-        self._meter.batches += 1
-        self._meter.rows += self._rows
+        self._meter.count(seconds, self._rows)
         return seconds
 
 
@@ -104,9 +119,10 @@ def measure_busy(
     """Let callers ask for samples of 1 to 8 steps, each again as soon as it has its answer.
 
     Raises:
-        EngineError, BundleError: the model cannot run there. ServerError: a request failed.
+        EngineError, BundleError: the model cannot run there. ServerError: a request failed. RuntimeError: the batches
+            take too long for the time.
     """
-    meter = Meter(open_on_device("torch", device).backend)
+    meter = Meter(open_on_device("torch", device).backend, clock)
     programs = [compile_sample(bundle.card, SampleOptions(sampler="ddim", steps=steps)) for steps in STEPS]
     with Served(bundle, meter) as served:
         load = _Callers(served, programs, callers)
@@ -114,12 +130,14 @@ def measure_busy(
         meter.reset()
         began, before = clock(), load.answered
         load.run((1.0 - WARM_UP) * seconds, clock)
-        took, spent, batches, rows = clock() - began, meter.seconds, meter.batches, meter.rows
-        samples = ROWS * (load.answered - before)
+        rate = ROWS * (load.answered - before) / (clock() - began)
+        took, spent, batches, rows = meter.elapsed, meter.seconds, meter.batches, meter.rows
+        if not batches:
+            raise RuntimeError(f"no two batches ended within {seconds:.0f} s")
         kernels = None
         if device.type == "cuda":
             kernels = kernel_share(lambda: load.run(PROFILED, clock))
-    return Busy(bundle.card.name, took, spent / took, kernels, batches, rows / max(1, batches), samples)
+    return Busy(bundle.card.name, took, spent / took, kernels, batches, rows / batches, rate)
 
 
 def kernel_share(work: Callable[[], None]) -> float | None:

@@ -92,7 +92,7 @@ def run_busy(setting: Setting) -> Findings:
     seen = "not seen by the profiler" if found.kernels is None else f"{100 * found.kernels:.1f} % by the profiler"
     text = (
         f"{found.model}, bfloat16, requests of 1, 2, 4 and 8 DDIM steps for {found.seconds:.1f} s: "
-        f"{found.batches} batches of {found.rows:.1f} rows, {found.samples / found.seconds:.0f} samples/s. "
+        f"{found.batches} batches of {found.rows:.1f} rows, {found.rate:.0f} samples/s. "
         f"The GPU worked {100 * found.share:.1f} % of the time by events around the batches, "
         f"{seen} in a while of its own."
     )

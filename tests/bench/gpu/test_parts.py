@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from bench.end_to_end.bundles import checkpoint_of, untraced
 from bench.end_to_end.cases import WORKLOADS
 from bench.end_to_end.result import FOUR_STEPS, UNET
 from bench.gpu import registry
-from bench.gpu.busy import CALLERS, ROWS, covered, kernel_share, measure_busy
+from bench.gpu.busy import CALLERS, ROWS, Meter, covered, kernel_share, measure_busy
 from bench.gpu.gpu_tests import gpu_test_files, run_tests
 from bench.gpu.parts import Findings, Setting
 from tests.bench.end_to_end.test_measure import small
@@ -99,7 +100,20 @@ def test_callers_keep_the_engine_busy(tmp_path: Path):
     assert found.kernels is None
     assert found.batches > 0
     assert ROWS < found.rows <= min(64, ROWS * CALLERS)
-    assert found.samples > 0
+    assert found.rate > 0
+
+
+def test_a_batch_that_ran_before_the_window_does_not_count():
+    """The share is of the time from the end of one batch to the end of another, and of those that ended in it."""
+    ends = iter([100.0, 101.0, 103.0])
+    meter = Meter(SimpleNamespace(device="cpu", depth=1, turn=1, invariance_known=False), lambda: next(ends))
+    meter.count(50.0, 64)
+    assert (meter.batches, meter.elapsed) == (0, 0.0)
+    for seconds in (0.9, 1.5):
+        meter.count(seconds, 32)
+    assert (meter.batches, meter.rows, meter.seconds, meter.elapsed) == (2, 64, 2.4, 3.0)
+    meter.reset()
+    assert meter.elapsed == 0.0
 
 
 def test_the_end_to_end_part_gives_its_goal_and_its_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
