@@ -28,6 +28,7 @@ import torch
 from models.bundle import Bundle, NetworkSpec
 
 from .runtime import EngineError, engine_cache, gpu
+from .runtime.device import batch_buckets
 from .runtime.onnxruntime import read_graph
 
 log = logging.getLogger(__name__)
@@ -54,17 +55,6 @@ class Logger(trt.ILogger):
         if level == logging.ERROR:
             self.last_error = " ".join(msg.split())
         log.log(level, "TensorRT: %s", msg)
-
-
-def batch_buckets(largest: int) -> tuple[int, ...]:
-    """The numbers of rows that an engine has a profile for: powers of two up to the largest batch.
-
-    At least 1 and 2, as one guided row takes two.
-    """
-    buckets = [1, 2]
-    while buckets[-1] < largest:
-        buckets.append(min(largest, 2 * buckets[-1]))
-    return tuple(buckets)
 
 
 def load_or_build(bundle: Bundle, network: str, device: torch.device, largest: int, logger: Logger) -> trt.ICudaEngine:

@@ -178,7 +178,8 @@ class OipTarget:
         if not outputs or message.rows not in (None, rows):
             raise CallFailed(BAD_ANSWER)
         parameters = response.parameters
-        return Answer(*(parameters[name].double_param for name in _REPORTED), rows)
+        queue, compute, network, encode, server, batch_rows = (parameters[name].double_param for name in _REPORTED)
+        return Answer(queue, compute, network, encode, server, batch_rows, rows)
 
 
 def _serves(metadata: oip.ModelMetadataResponse, call: Call) -> bool:

@@ -77,6 +77,17 @@ class DeviceRuntime(Protocol):
         """
 
 
+def batch_buckets(largest: int) -> tuple[int, ...]:
+    """The numbers of network rows that graphs are captured and engines built for: powers of two, to the largest batch.
+
+    At least 1 and 2, as one guided row takes two.
+    """
+    buckets = [1, 2]
+    while buckets[-1] < largest:
+        buckets.append(min(largest, 2 * buckets[-1]))
+    return tuple(buckets)
+
+
 def open_device_runtime(
     name: str, device: torch.device, stream: torch.cuda.Stream | None = None, largest_batch: int = LARGEST_BATCH
 ) -> DeviceRuntime:

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+from export.runtime.device import batch_buckets
 from models.run import run
 from models.samplers import SampleOptions, compile_refine, compile_sample
 from protos import fewstep_pb2 as pb
 from server.config import Limits
 from server.loop.device.plan import known_plans
-from server.loop.device.runner import buckets
 
 from ..ahead import server_ahead
 from ..running import RunningServer
@@ -169,7 +169,7 @@ def test_rows_that_were_cancelled_leave_their_slots(ahead: RunningServer):
 def test_steps_are_captured_once_for_each_plan_and_bucket(ahead: RunningServer):
     """Warm-up captures all that the models' own programs need, and requests capture nothing."""
     cards = [model.card for model in ahead.app.repository.models]
-    sizes = len(buckets(ahead.app.config.limits.max_batch_rows))
+    sizes = len(batch_buckets(ahead.app.config.limits.max_batch_rows))
     assert ahead.late[0].captured == sizes * sum(len(known_plans(card)) for card in cards)
     networks = sum(len(card.networks) for card in cards)
     assert ahead.late[0].captured <= sizes * networks

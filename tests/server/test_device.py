@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bench.end_to_end.bundles import untraced
-from export.runtime.device import open_device_runtime
+from export.runtime.device import batch_buckets, open_device_runtime
 from models.bundle import Bundle, ModelCard
 from models.checkpoint import load_modules
 from models.program import Program
@@ -22,7 +22,6 @@ from models.samplers import SampleOptions, compile_refine, compile_sample, compi
 from server.backend import AHEAD, TURN, DeviceBackend
 from server.config import Limits
 from server.loop.device.plan import known_plans
-from server.loop.device.runner import buckets
 from server.loop.device.stream import CudaStream
 from server.loop.engine import Engine
 from server.loop.sizes import RowSizes
@@ -199,8 +198,8 @@ def test_no_more_is_captured_than_plans_and_buckets(asked: Callable[[str], Asked
     """One capture for each plan of the model and each bucket, at most buckets times networks, and none by requests."""
     one = asked("digits-vdrme")
     captured = one.runner.captured
-    assert captured == len(known_plans(one.card)) * len(buckets(LIMITS.max_batch_rows))
-    assert captured <= len(one.card.networks) * len(buckets(LIMITS.max_batch_rows))
+    assert captured == len(known_plans(one.card)) * len(batch_buckets(LIMITS.max_batch_rows))
+    assert captured <= len(one.card.networks) * len(batch_buckets(LIMITS.max_batch_rows))
     one.send(programs(one.card)["metropolis"], seed=1, count=2)()
     assert one.runner.captured == captured
 

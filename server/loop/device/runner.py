@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from export.runtime.device import DeviceSession
+from export.runtime.device import DeviceSession, batch_buckets
 from models.bundle import Bundle
 from models.program import SAMPLE, Line
 
@@ -43,7 +43,7 @@ class DeviceRunner:
         self._sessions = sessions
         self._stream = stream
         self._fixed_rows = fixed_rows
-        self._buckets = buckets(limits.max_batch_rows)
+        self._buckets = batch_buckets(limits.max_batch_rows)
         self._plans = known_plans(self.card)
         self._pools = Pools(self.card, self.capacity, self._buckets[-1], stream.device)
         self._functions: dict[tuple[Plan, int], StepFunction] = {}
@@ -173,14 +173,3 @@ class _Collected(NamedTuple):
     finals: Tensor | None
     places: Tensor | None
     predictions: Tensor | None
-
-
-def buckets(largest: int) -> tuple[int, ...]:
-    """The numbers of network rows that steps are captured for: powers of two, up to the largest batch.
-
-    At least 1 and 2, as one guided row takes two.
-    """
-    powers = [1, 2]
-    while powers[-1] < largest:
-        powers.append(min(largest, 2 * powers[-1]))
-    return tuple(powers)
