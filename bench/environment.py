@@ -11,7 +11,9 @@ from pathlib import Path
 
 from models.machine import command_output, commit, cpu_name
 
-PACKAGES = ("numpy", "grpcio", "protobuf", "onnxruntime", "torch", "scikit-learn")
+PACKAGES = (
+    "numpy", "grpcio", "protobuf", "onnx", "onnxruntime", "torch", "triton", "tensorrt", "diffusers", "scikit-learn",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
-from export.runtime import DEFAULT_ENGINE, DEVICE_ENGINES, EngineError, Runtime, open_runtime
+from export.runtime import DEFAULT_ENGINE, DEVICE_ENGINES, EngineError, Runtime
 from models.bundle import Bundle
 
 from .config import Config, Limits
@@ -112,7 +112,7 @@ def open_backends(config: Config) -> list[Backend]:
 def _open(config: Config, device: str) -> Backend:
     engine = config.engine
     if engine == DEFAULT_ENGINE and device == "cpu":
-        return HostBackend(open_runtime(engine, config.threads))
+        return HostBackend(_onnxruntime(config.threads))
     if engine not in DEVICE_ENGINES:
         raise EngineError(f"unknown engine {engine!r}; known: {', '.join(DEVICE_ENGINES)}")
     try:
@@ -131,6 +131,15 @@ def _open(config: Config, device: str) -> Backend:
     stream = CudaStream(place)
     runtime = open_device_runtime(engine, place, stream.steps, largest_batch=config.limits.max_batch_rows)
     return DeviceBackend(runtime, stream, depth=AHEAD, turn=TURN)
+
+
+def _onnxruntime(threads: int) -> Runtime:
+    """Imported here: a machine may have torch alone."""
+    try:
+        from export.runtime.onnxruntime import OnnxRuntime
+    except ImportError as error:
+        raise EngineError(f"engine {DEFAULT_ENGINE!r} needs a package that is not installed: {error}") from error
+    return OnnxRuntime(threads)
 
 
 def _automatic(engine: str) -> str:

@@ -11,8 +11,8 @@ from typing import Generic, NamedTuple, Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
-from export.runtime import open_runtime
 from export.runtime.device import DeviceSession, open_device_runtime
+from export.runtime.onnxruntime import OnnxRuntime
 from models.bundle import Bundle
 from models.program import Program
 from server.backend import AHEAD, TURN, Backend, DeviceBackend, HostBackend
@@ -109,7 +109,7 @@ class LoadedOnHost(_Common):
 
     def __init__(self, bundle: Bundle, threads: int) -> None:
         """threads: how many a network may use."""
-        runtime = _Once(self.engine, torch.device("cpu"), open_runtime(self.engine, threads))
+        runtime = _Once(self.engine, torch.device("cpu"), OnnxRuntime(threads))
         super().__init__(bundle, HostBackend(runtime))
         self._sessions = runtime.sessions
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ BUDGET = 470.0
 """Seconds: 8 minutes, less what it takes to start and to write."""
 
 LEAST = 60.0
-PACKAGES = ("torch", "triton", "diffusers", "onnx", "onnxruntime", "numpy", "grpcio", "protobuf", "pytest")
 NEEDED = ("torch", "triton", "safetensors", "sortedcontainers", "pytest")
 
 
@@ -85,9 +83,8 @@ def run(
     output.mkdir(parents=True, exist_ok=True)
     environment = describe_environment()
     outcomes = run_parts(parts, device, budget, output, launch, report=lambda text: console.print(text))
-    versions = _versions()
-    (output / "gpu.md").write_text(markdown(environment, versions, outcomes, budget))
-    numbers = _numbers(environment, versions, outcomes, budget)
+    (output / "gpu.md").write_text(markdown(environment, outcomes, budget))
+    numbers = _numbers(environment, outcomes, budget)
     (output / "gpu.json").write_bytes(msgspec.json.format(msgspec.json.encode(numbers), indent=1) + b"\n")
     for outcome in outcomes:
         if outcome.error is not None:
@@ -99,12 +96,9 @@ def run(
     return 0 if succeeded(outcomes) else 1
 
 
-def _numbers(
-    environment: Environment, versions: dict[str, str], outcomes: Sequence[Outcome], budget: float
-) -> dict[str, Any]:
+def _numbers(environment: Environment, outcomes: Sequence[Outcome], budget: float) -> dict[str, Any]:
     return {
         "environment": environment,
-        "versions": versions,
         "budget_seconds": budget,
         "goals": [asdict(goal) | {"met": goal.met} for goal in goals_of(outcomes)],
         "parts": {
@@ -117,13 +111,3 @@ def _numbers(
             for outcome in outcomes
         },
     }
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found

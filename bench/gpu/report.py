@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from ..end_to_end.report import goal_table
 from ..end_to_end.result import Goal
@@ -24,7 +24,7 @@ def succeeded(outcomes: Sequence[Outcome]) -> bool:
     return all(outcome.error is None for outcome in outcomes) and all(goal.met for goal in goals_of(outcomes))
 
 
-def markdown(environment: Environment, versions: Mapping[str, str], outcomes: Sequence[Outcome], budget: float) -> str:
+def markdown(environment: Environment, outcomes: Sequence[Outcome], budget: float) -> str:
     """The page."""
     gpus = ", ".join(environment.gpus) or "no GPU"
     lines = [
@@ -32,7 +32,7 @@ def markdown(environment: Environment, versions: Mapping[str, str], outcomes: Se
         "",
         f"{gpus}. {environment.line()}, {environment.time}.",
         "",
-        ", ".join(f"{name} {version}" for name, version in versions.items()) + ".",
+        ", ".join(f"{name} {version}" for name, version in environment.packages.items()) + ".",
         "",
         *goal_table(goals_of(outcomes)),
         "",

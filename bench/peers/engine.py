@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from export.runtime import open_runtime
+from export.runtime.onnxruntime import OnnxRuntime
 from kernels.cpu import ensemble_step, langevin_step
 from kernels.philox import normal
 from models.bundle import Bundle, ModelCard, load_bundle
@@ -54,7 +54,7 @@ class Engine:
         """threads: how many one network may use, the calling one included."""
         self.card: ModelCard = bundle.card
         self._null = (self.card.labels.null if self.card.labels is not None else None) or 0
-        runtime = open_runtime("onnxruntime", threads)
+        runtime = OnnxRuntime(threads)
         self._sessions = {name: runtime.load(bundle, name) for name in self.card.networks}
         self._programs: dict[tuple[str | None, int | None], Program] = {}
 

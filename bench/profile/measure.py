@@ -12,7 +12,7 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 
-from export.runtime import open_runtime
+from export.runtime.onnxruntime import OnnxRuntime
 from models.bundle import Bundle
 from protos import fewstep_pb2 as pb
 from protos import fewstep_pb2_grpc as rpc
@@ -71,7 +71,7 @@ def ask_floor(channel: grpc.Channel, request: bytes) -> Ask:
 
 def ask_engine(bundle: Bundle, network: str, runs: int, threads: int) -> Ask:
     """The bare engine, in this process: the network so many times with one row."""
-    session = open_runtime("onnxruntime", threads).load(bundle, network)
+    session = OnnxRuntime(threads).load(bundle, network)
     inputs = {spec.name: np.zeros((1, *spec.shape), dtype=spec.dtype) for spec in bundle.card.networks[network].inputs}
 
     def ask() -> Timed:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from export.runtime.onnxruntime import OnnxSession
-from export.runtime.torch import TorchSession
 from server.__main__ import main
 from server.access.gate import Gate
 from server.api import calls, observed
@@ -29,8 +28,7 @@ def install(recorder: Recorder) -> None:
     _wrap(calls.PendingJob, "done", lambda function: _submission(recorder, function))
     _wrap(engine.Engine, "submit", lambda function: recorder.after(function, "admit"))
     _wrap(runner.ModelRunner, "run", lambda function: _step(recorder, function))
-    for session in (OnnxSession, TorchSession):
-        _wrap(session, "run", lambda function: recorder.after(recorder.before(function, "gather"), "network"))
+    _wrap(OnnxSession, "run", lambda function: recorder.after(recorder.before(function, "gather"), "network"))
     _wrap(calls.PendingJob, "on_done", lambda function: recorder.before(function, "complete"))
     _wrap(calls.PendingJob, "_end", lambda function: recorder.before(function, "wake loop"))
     _wrap(observed.Observed, "__exit__", lambda function: _end(recorder, function))

@@ -1,9 +1,8 @@
-"""Engines: what runs the networks of a bundle, behind one protocol.
+"""Engines: what runs the networks of a bundle.
 
-`onnxruntime` (the default) runs the exported graphs; `torch` runs the modules that they were traced
-from. Each is imported when it is opened, so that serving with one needs no other one, and never an
-exporter, torch or diffusers for the default. Those here take NumPy arrays and run on the CPU; those of
-`export.runtime.device` take tensors on a GPU.
+ONNX Runtime on the CPU, the default, takes NumPy arrays (`export.runtime.onnxruntime`) and needs no torch. All others
+take torch tensors on a device (`export.runtime.device`). Each is imported when it is opened, so that serving with one
+needs no other one, and never an exporter.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 DEFAULT_ENGINE = "onnxruntime"
-ENGINES = (DEFAULT_ENGINE, "torch")
 DEVICE_ENGINES = ("torch", "onnxruntime", "tensorrt")
 """Engines of `export.runtime.device`."""
 
@@ -47,40 +45,15 @@ class Session(Protocol):
 
 
 class Runtime(Protocol):
-    """An engine with its settings."""
+    """An engine that takes NumPy arrays, with its settings."""
 
     @property
     def name(self) -> str:
-        """One of `ENGINES`."""
+        """Of the engine, as `--engine` names it."""
 
     def load(self, bundle: Bundle, network: str) -> Session:
         """Make a network of a loaded bundle ready to run.
 
         Raises:
             EngineError: the bundle has no such network, or its file cannot be run.
-            BundleError: the torch engine does not know the architecture, or the weights do not fit it.
         """
-
-
-def open_runtime(name: str, threads: int) -> Runtime:
-    """Open an engine by name.
-
-    threads: how many threads one network may use at a time, the calling one included.
-
-    Raises:
-        EngineError: unknown name, threads below 1, or a package is missing.
-    """
-    if threads < 1:
-        raise EngineError(f"threads must be at least 1, got {threads}")
-    try:
-        if name == "onnxruntime":
-            from .onnxruntime import OnnxRuntime
-
-            return OnnxRuntime(threads)
-        if name == "torch":
-            from .torch import TorchRuntime
-
-            return TorchRuntime(threads)
-    except ImportError as error:
-        raise EngineError(f"engine {name!r} needs a package that is not installed: {error}") from error
-    raise EngineError(f"unknown engine {name!r}; known: {', '.join(ENGINES)}")

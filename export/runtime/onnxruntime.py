@@ -47,6 +47,13 @@ class OnnxRuntime:
     name = "onnxruntime"
 
     def __init__(self, threads: int) -> None:
+        """threads: how many one network may use at a time, the calling one included.
+
+        Raises:
+            EngineError: fewer than 1.
+        """
+        if threads < 1:
+            raise EngineError(f"threads must be at least 1, got {threads}")
         self.threads = threads
 
     def load(self, bundle: Bundle, network: str) -> OnnxSession:

@@ -11,8 +11,8 @@ import onnxruntime
 import pytest
 from safetensors.numpy import load_file
 
-from export.runtime import Array, EngineError, open_runtime
-from export.runtime.onnxruntime import OnnxSession
+from export.runtime import Array, EngineError
+from export.runtime.onnxruntime import OnnxRuntime, OnnxSession
 from models.bundle import Bundle, BundleError, load_bundle
 
 NETWORKS = ("denoiser", "energy-gradient")
@@ -38,9 +38,7 @@ def test_weights_are_beside_the_graph_and_answers_are_the_same(bundle: Bundle, l
     assert outside == load_file(path).keys() != set()
     assert max(len(tensor.raw_data) for tensor in held) <= 256
     inputs = inputs_of(bundle, network)
-    inline, beside = (
-        open_runtime("onnxruntime", 1).load(found, network).run(inputs) for found in (bundle, large_bundle)
-    )
+    inline, beside = (OnnxRuntime(1).load(found, network).run(inputs) for found in (bundle, large_bundle))
     assert all(np.array_equal(a, b) for a, b in zip(inline, beside, strict=True))
     assert bundle.graph_weights_path(network) is None
 
@@ -52,7 +50,7 @@ def test_other_tools_find_the_weights_by_the_files_name(large_bundle: Bundle, ne
     onnx.checker.check_model(str(path))
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     inputs = inputs_of(large_bundle, network)
-    ours = open_runtime("onnxruntime", 1).load(large_bundle, network).run(inputs)
+    ours = OnnxRuntime(1).load(large_bundle, network).run(inputs)
     names = [tensor.name for tensor in large_bundle.card.networks[network].outputs]
     for wanted, found in zip(ours, session.run(names, inputs), strict=True):
         assert np.abs(wanted - found).max() <= 1e-6 * max(1.0, np.abs(wanted).max())
@@ -85,7 +83,7 @@ def test_damaged_or_missing_weights_are_refused_by_name(copied: Bundle):
     with pytest.raises(BundleError, match=r"denoiser\.onnx\.safetensors: no such file"):
         load_bundle(copied.directory)
     with pytest.raises(EngineError, match=r"denoiser\.onnx\.safetensors: No such file"):
-        open_runtime("onnxruntime", 1).load(copied, "denoiser")
+        OnnxRuntime(1).load(copied, "denoiser")
 
 
 def test_only_the_given_file_is_read(copied: Bundle):

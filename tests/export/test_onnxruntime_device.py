@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from export.parity import draw_inputs
-from export.runtime import EngineError, onnxruntime_device, open_runtime
+from export.runtime import EngineError, onnxruntime_device
 from export.runtime.device import open_device_runtime
+from export.runtime.onnxruntime import OnnxRuntime
 from export.runtime.onnxruntime_device import CUDA, OnnxDeviceRuntime
 from models.bundle import Bundle, load_bundle
 
@@ -33,7 +34,7 @@ def draw(bundle: Bundle, network: str, rows: int, seed: int = 0) -> dict[str, Te
 
 
 def assert_same_bytes(bundle: Bundle, rows: int) -> None:
-    device, host = open_device_runtime("onnxruntime", CPU), open_runtime("onnxruntime", torch.get_num_threads())
+    device, host = open_device_runtime("onnxruntime", CPU), OnnxRuntime(torch.get_num_threads())
     for network in bundle.card.networks:
         session, reference = device.load(bundle, network), host.load(bundle, network)
         assert (session.name, session.dtype, session.capturable) == (network, torch.float32, False)

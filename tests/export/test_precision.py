@@ -17,9 +17,9 @@ from export import ExportError
 from export.bundle_writer import export_checkpoint
 from export.parity import HALF_BOUNDS, bounds_of, call_session, draw_inputs
 from export.precision import emulated, lower
-from export.runtime import EngineError, open_runtime
+from export.runtime import EngineError
 from export.runtime.device import open_device_runtime
-from export.runtime.onnxruntime import OnnxSession
+from export.runtime.onnxruntime import OnnxRuntime, OnnxSession
 from export.to_onnx import opset_of, to_onnx
 from export.trace import trace
 from models.bundle import Bundle, NetworkSpec, load_bundle
@@ -126,7 +126,7 @@ def test_float16_runs_on_the_cpu(checkpoint: Path, tmp_path: Path):
     """Through both engines of ONNX Runtime, called as any other network; the error is one of a few roundings."""
     bundle = export_checkpoint(checkpoint, tmp_path, precision="float16").bundle
     inputs = draw_inputs(bundle.card, ENERGY, 6, seed=9)
-    session = open_runtime("onnxruntime", 1).load(bundle, "energy-gradient")
+    session = OnnxRuntime(1).load(bundle, "energy-gradient")
     bound = open_device_runtime("onnxruntime", torch.device("cpu")).load(bundle, "energy-gradient").run(inputs)
     for found, other, expected in zip(call_session(session, inputs), bound, exact("richenergy", inputs), strict=True):
         assert found.dtype == other.dtype == torch.float32
@@ -138,7 +138,7 @@ def test_float16_runs_on_the_cpu(checkpoint: Path, tmp_path: Path):
 def test_bfloat16_is_refused_by_the_cpu_with_a_way_out(checkpoint: Path, tmp_path: Path):
     """ONNX Runtime has no such kernels on the CPU: both engines say so and name what there is."""
     bundle = export_checkpoint(checkpoint, tmp_path, precision="bfloat16").bundle
-    for runtime in (open_runtime("onnxruntime", 1), open_device_runtime("onnxruntime", torch.device("cpu"))):
+    for runtime in (OnnxRuntime(1), open_device_runtime("onnxruntime", torch.device("cpu"))):
         with pytest.raises(EngineError, match=r"denoiser\.onnx: .*bfloat16.*--precision float16"):
             runtime.load(bundle, "denoiser")
 

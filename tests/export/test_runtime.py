@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from export.parity import draw_inputs
-from export.runtime import ENGINES, EngineError, Runtime, open_runtime
-from export.runtime.onnxruntime import OnnxSession
+from export.runtime import EngineError
+from export.runtime.device import open_device_runtime
+from export.runtime.onnxruntime import OnnxRuntime, OnnxSession
 from models.bundle import Bundle, NetworkSpec, load_bundle
 
 from . import tiny
@@ -22,31 +23,23 @@ ROOT = Path(__file__).parents[2]
 BOUND = 1e-5
 
 
-@pytest.fixture(autouse=True)
-def torch_threads():
-    """The torch engine sets the process's thread count; give it back."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 def arrays(bundle: Bundle, spec: NetworkSpec, rows: int, seed: int) -> dict[str, np.ndarray]:
     return {name: tensor.numpy() for name, tensor in draw_inputs(bundle.card, spec, rows, seed).items()}
 
 
 def assert_agree(bundle: Bundle, rows: int) -> None:
-    engines: list[Runtime] = [open_runtime(name, threads=1) for name in ENGINES]
+    """ONNX Runtime's outputs on NumPy arrays are torch's on tensors."""
     for network, spec in bundle.card.networks.items():
         inputs = arrays(bundle, spec, rows, seed=5)
-        outputs = []
-        for engine in engines:
-            session = engine.load(bundle, network)
-            assert session.name == network
-            outputs.append(session.run(inputs))
-        for tensor, left, right in zip(spec.outputs, *outputs, strict=True):
-            assert left.shape == right.shape == (rows, *tensor.shape)
-            assert left.dtype == right.dtype == np.float32
-            assert np.abs(left - right).max() <= BOUND * max(1.0, np.abs(right).max())
+        session = OnnxRuntime(1).load(bundle, network)
+        assert session.name == network
+        outputs = session.run(inputs)
+        modules = open_device_runtime("torch", torch.device("cpu")).load(bundle, network)
+        expected = modules.run({name: torch.from_numpy(array) for name, array in inputs.items()})
+        for tensor, left, right in zip(spec.outputs, outputs, expected, strict=True):
+            assert left.shape == tuple(right.shape) == (rows, *tensor.shape)
+            assert left.dtype == np.float32
+            assert np.abs(left - right.numpy()).max() <= BOUND * max(1.0, float(right.abs().max()))
 
 
 @pytest.mark.parametrize("rows", [1, 5])
@@ -61,10 +54,9 @@ def test_engines_agree_on_the_shipped_denoiser(repository: Path):
     assert_agree(load_bundle(newest), rows=3)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_outputs_belong_to_the_caller(bundle: Bundle, engine: str):
+def test_outputs_belong_to_the_caller(bundle: Bundle):
     """A later run does not write into what an earlier one returned, nor any run into its inputs."""
-    session = open_runtime(engine, threads=1).load(bundle, "denoiser")
+    session = OnnxRuntime(1).load(bundle, "denoiser")
     spec = bundle.card.networks["denoiser"]
     first, second = (arrays(bundle, spec, 4, seed) for seed in (0, 1))
     kept = {name: array.copy() for name, array in first.items()}
@@ -77,29 +69,26 @@ def test_outputs_belong_to_the_caller(bundle: Bundle, engine: str):
     assert np.array_equal(session.run(first)[0], before)
 
 
-def test_unknown_engines_and_settings_are_refused():
-    """The message lists the engines that there are."""
-    with pytest.raises(EngineError, match="'tensorflow'; known: onnxruntime, torch"):
-        open_runtime("tensorflow", threads=1)
+def test_no_threads_are_refused():
+    """At least the calling one is needed."""
     with pytest.raises(EngineError, match="threads"):
-        open_runtime("onnxruntime", threads=0)
+        OnnxRuntime(0)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_an_unknown_network_is_refused(bundle: Bundle, engine: str):
+def test_an_unknown_network_is_refused(bundle: Bundle):
     """The message lists the networks that there are."""
     with pytest.raises(EngineError, match=r"'classifier'.*'denoiser'"):
-        open_runtime(engine, threads=1).load(bundle, "classifier")
+        OnnxRuntime(1).load(bundle, "classifier")
 
 
 def test_a_file_that_is_no_model_is_named(bundle: Bundle, tmp_path: Path):
     """A graph that cannot be read, or is no ONNX, is an error that names the file."""
     elsewhere = Bundle(tmp_path, bundle.manifest)
     with pytest.raises(EngineError, match=r"denoiser\.onnx: No such file"):
-        open_runtime("onnxruntime", threads=1).load(elsewhere, "denoiser")
+        OnnxRuntime(1).load(elsewhere, "denoiser")
     (tmp_path / "denoiser.onnx").write_bytes(b"garbage")
     with pytest.raises(EngineError, match=r"denoiser\.onnx: ONNX Runtime refused"):
-        open_runtime("onnxruntime", threads=1).load(elsewhere, "denoiser")
+        OnnxRuntime(1).load(elsewhere, "denoiser")
 
 
 def test_a_graph_with_another_interface_is_refused(bundle: Bundle):
@@ -137,10 +126,10 @@ def test_external_data_is_refused(tmp_path: Path, place: str, attribute: bool, m
 def test_serving_imports_neither_torch_nor_an_exporter(repository: Path):
     """With the default engine a network runs in a process that has loaded neither torch, diffusers nor an exporter."""
     code = (
-        "import sys, numpy as np; from pathlib import Path; from export.runtime import open_runtime; "
+        "import sys, numpy as np; from pathlib import Path; from export.runtime.onnxruntime import OnnxRuntime; "
         "from models.bundle import load_bundle; "
         f"bundle = load_bundle(Path({str(repository / 'digits-ddpm' / '1')!r})); "
-        "session = open_runtime('onnxruntime', 1).load(bundle, 'denoiser'); "
+        "session = OnnxRuntime(1).load(bundle, 'denoiser'); "
         "sample, time = np.zeros((1, 1, 8, 8), dtype=np.float32), np.zeros(1, dtype=np.float32); "
         "(output,) = session.run({'sample': sample, 'time': time, 'label': np.zeros(1, dtype=np.int64)}); "
         "assert output.shape == (1, 1, 8, 8); "

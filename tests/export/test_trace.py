@@ -13,8 +13,7 @@ from torch.nn import functional
 
 from export import ExportError
 from export.parity import call_session
-from export.runtime import open_runtime
-from export.runtime.onnxruntime import OnnxSession
+from export.runtime.onnxruntime import OnnxRuntime, OnnxSession
 from export.to_onnx import Graph, check_constants, to_onnx
 from export.trace import (
     average_pool_backward,
@@ -173,7 +172,7 @@ def test_gradient_graph_against_float64_autograd(bundle: Bundle):
     """A network with every kind of layer: energy and gradient are within 1e-5 of autograd in double precision."""
     network = "energy-gradient"
     spec = bundle.card.networks[network]
-    session = open_runtime("onnxruntime", threads=1).load(bundle, network)
+    session = OnnxRuntime(1).load(bundle, network)
     reference = tiny.network("richenergy").double()
     for rows, seed in ((1, 0), (1, 1), (7, 0), (7, 1), (40, 2)):
         torch.manual_seed(seed)

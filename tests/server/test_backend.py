@@ -11,7 +11,7 @@ import pytest
 from export.runtime import EngineError
 from server import backend
 from server.backend import DeviceBackend, HostBackend, open_backends
-from server.config import Config, ConfigError
+from server.config import Config, ConfigError, Limits
 
 
 def config(**options) -> Config:
@@ -76,3 +76,11 @@ def test_what_cannot_be_opened_is_said(options: dict, said: str, monkeypatch: py
     monkeypatch.setattr(backend, "_gpus", lambda: 0)
     with pytest.raises(EngineError, match=said):
         open_backends(config(**options))
+
+
+@pytest.mark.parametrize("name", ["step_seconds", "turn_seconds", "max_batch_rows"])
+@pytest.mark.parametrize("value", [0, -1, float("inf"), float("nan")])
+def test_a_bound_that_bounds_nothing_is_refused(name: str, value: float):
+    """An infinite time would only show in the loop."""
+    with pytest.raises(ConfigError, match=f"{name} must be positive and finite"):
+        Limits(**{name: value})

@@ -20,7 +20,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from export.runtime import EngineError, open_runtime
+from export.runtime import EngineError
+from export.runtime.onnxruntime import OnnxRuntime
 from models.bundle import BundleError, load_bundle, sha256_of
 from server.access.clients import CLIENT, Addresses, Client, address_of
 from server.access.gate import Gate, exposures
@@ -636,7 +637,7 @@ def test_a_bundle_whose_graph_reads_another_file_is_refused(bundle: Path, locati
     manifest.write_text(manifest.read_text().replace(before, sha256_of(path)))
     loaded = load_bundle(bundle)
     with pytest.raises(EngineError, match="External data"):
-        open_runtime("onnxruntime", 1).load(loaded, "denoiser")
+        OnnxRuntime(1).load(loaded, "denoiser")
 
 
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "copyreg"}

@@ -20,7 +20,7 @@ from bench.end_to_end.loaded import LoadedOnDevice, LoadedOnHost
 from bench.end_to_end.loops import Loops
 from bench.end_to_end.measure import Options, measure_end_to_end
 from bench.end_to_end.served import Served, Taken
-from export.runtime import open_runtime
+from export.runtime.onnxruntime import OnnxRuntime
 from models.checkpoint import load_modules
 from models.run import networks_of, run
 from server.backend import HostBackend
@@ -200,7 +200,7 @@ def test_a_refused_request_is_an_error(repository: Path):
     """A request that the engine does not take ends the measurement, and not quietly."""
     bundle = bundle_of(repository, "digits-ddpm")
     program = program_of(bundle.card, Case("digits-ddpm", "sample", 1, 1))
-    served = Served(bundle, HostBackend(open_runtime("onnxruntime", 1)))
+    served = Served(bundle, HostBackend(OnnxRuntime(1)))
     with served:
         served.ask(program, 2)
         served.engine.close_admission()

@@ -93,7 +93,7 @@ def test_the_exit_code_tells(tmp_path: Path, failing: tuple[str, ...], goal: Goa
     assert (numbers["parts"]["b"]["error"] is None) == (not failing)
     assert [each["met"] for each in numbers["goals"]] == [goal.met, None if failing else goal.met]
     assert numbers["environment"]["commit"]
-    assert "torch" in numbers["versions"]
+    assert "torch" in numbers["environment"]["packages"]
     assert (tmp_path / "out" / "gpu.md").read_text().startswith("# On a GPU")
 
 
