@@ -140,6 +140,8 @@ class DeviceRunner:
 
         Beside the captured step, as `custom` is the one sampler that needs them.
         """
+        if not any(row.program.keeps_history for row in rows):
+            return
         lasts = set()
         for row, number in zip(rows, numbers, strict=True):
             for update in row.program.lines[number].updates:
