@@ -86,8 +86,10 @@ class DeviceBackend:
         """See `Backend.runner`."""
         from .loop.device.runner import DeviceRunner
 
-        sessions = {network: self._runtime.load(bundle, network) for network in bundle.card.networks}
-        return DeviceRunner(bundle, sessions, limits, self._stream, fixed_rows=fixed_rows)
+        # Weights and pools belong to the stream of the steps: what is made there is there before any of them.
+        with self._stream.active():
+            sessions = {network: self._runtime.load(bundle, network) for network in bundle.card.networks}
+            return DeviceRunner(bundle, sessions, limits, self._stream, fixed_rows=fixed_rows)
 
 
 def open_backends(config: Config) -> list[Backend]:

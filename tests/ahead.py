@@ -22,8 +22,6 @@ from .running import RunningServer, running_server
 class LateStream(HostStream):
     """What was downloaded is garbage until a mark behind it has been waited for."""
 
-    captures = True
-
     def __init__(self) -> None:
         self.captured = 0
         self._late: list[Callable[[], object]] = []
@@ -44,6 +42,9 @@ class LateStream(HostStream):
             return self._before
         late, self._late_aside = self._late_aside, []
         return LateMark(late, self._before)
+
+    def captures(self) -> LateStream:
+        return self
 
     def capture(self, function: Callable[[], None]) -> Callable[[], None]:
         self.captured += 1

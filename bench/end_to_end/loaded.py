@@ -209,7 +209,9 @@ class LoadedOnDevice(_Common):
 
             with self._stream.active(), torch.no_grad():
                 inputs = self._inputs(session, network, rows)
-                self._replays[network, rows] = self._stream.capture(call) if session.capturable else call
+                captures = self._stream.captures()
+                graph = session.capturable and captures is not None
+                self._replays[network, rows] = captures.capture(call) if graph and captures is not None else call
         return self._replays[network, rows]
 
     def _inputs(self, session: DeviceSession, network: str, rows: int) -> dict[str, Tensor]:

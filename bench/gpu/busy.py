@@ -41,8 +41,10 @@ class Busy:
     """What a while under load showed.
 
     seconds: on the clock, from the end of a batch to that of the last one. share: of them, the device's for the batches
-    in between, by the events around each. kernels: the share of the clock's seconds in which a kernel or a copy ran, as
-    the profiler saw it in a while of its own; None where there is none. rows: of a batch, mean. rate: samples a second.
+    in between, by the events around each: an upper bound, as an event passes as soon as the work before it is done,
+    however late the work behind it is given. kernels: the share of the time from the first kernel or copy to the last in
+    which one ran, as the profiler saw it in a while of its own; None where there is none. rows: of a batch, mean. rate:
+    samples a second.
     """
 
     model: str
@@ -141,21 +143,22 @@ def measure_busy(
 
 
 def kernel_share(work: Callable[[], None]) -> float | None:
-    """The share of `work`'s time in which the GPU runs something, given by any thread; None where nothing is seen."""
+    """Of the time between the first and the last thing that the GPU runs meanwhile, given by any thread, the share in
+    which it runs one; None where nothing is seen."""
     from torch.profiler import ProfilerActivity, profile, supported_activities
 
     if ProfilerActivity.CUDA not in supported_activities():
         return None
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        began = perf_counter()
         work()
-        seconds = perf_counter() - began
     spans = [
         (event.time_range.start, event.time_range.end)
         for event in profiler.events() or ()
         if event.device_type == DeviceType.CUDA
     ]
-    return covered(spans) / 1e6 / seconds if spans else None
+    if not spans:
+        return None
+    return covered(spans) / (max(end for _, end in spans) - min(start for start, _ in spans))
 
 
 def covered(spans: Iterable[tuple[float, float]]) -> float:

@@ -314,7 +314,8 @@ class Batcher:
         A row's `failure` ends its whole job, and nobody else's.
         """
         network_rows, steps = batch.network_rows, batch.steps
-        self.prediction.record((batch.model, batch.network), network_rows, seconds / steps)
+        if any(row.failure is None for row in batch.rows):  # else it may not have run at all
+            self.prediction.record((batch.model, batch.network), network_rows, seconds / steps)
         self._shares.spend((batch.model, batch.kind), seconds)
         self.counters.batches += steps
         self.counters.batch_rows += steps * network_rows

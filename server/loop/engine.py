@@ -19,7 +19,7 @@ from ..types import Batch, Job, ModelKey, Row, StepRecord
 from .batcher import Batcher
 from .cohorts import Cohorts
 from .load import ModelLoad
-from .step import NetworkError, Runner, Step
+from .step import DeviceLost, NetworkError, Runner, Step
 
 log = logging.getLogger(__name__)
 
@@ -109,9 +109,13 @@ class Engine:
         """Refuse new jobs of a model, wait for those that it has, and forget it."""
         with self._changed:
             self.batcher.close_model(key)
-            self._changed.wait_for(lambda: self.batcher.model_idle(key) or self._ended)
+            self._changed.wait_for(lambda: self._idle(key) or self._ended)
             self.batcher.remove_model(key)
             del self._runners[key]
+
+    def _idle(self, key: ModelKey) -> bool:
+        """Nobody waits for the model, and the device has none of its batches, be their rows gone already."""
+        return self.batcher.model_idle(key) and all(flight.batch.model != key for flight in self._flights)
 
     def snapshot(self) -> tuple[dict[ModelKey, ModelLoad], list[Row]]:
         """What each model has in work, and all rows that hold a slot; rows go on while the caller looks at them."""
@@ -234,6 +238,8 @@ class Engine:
             self._step_began = flight.enqueued
         try:
             self._enqueue_or_split(batch, flight.steps)
+        except DeviceLost:
+            raise
         except Exception as error:
             self._fail(batch, error)
         if self._depth > 1:
@@ -262,6 +268,8 @@ class Engine:
         network_seconds = 0.0
         try:
             network_seconds = sum(step.finish() for step in flight.steps)
+        except DeviceLost:
+            raise
         except Exception as error:
             self._fail(batch, error)
         now = self._clock()

@@ -50,8 +50,10 @@ class Engines:
             job.device = min(range(len(self._engines)), key=lambda place: self._engines[place].batcher.work)
             program = job.rows[0].program
             width = len(job.rows) * job.rows[0].network_rows
-            seconds = self._engines[job.device].batcher.prediction.run_seconds(job.model, program.line_counts, width)
-            job.work = seconds or 1e-6 * len(job.rows) * len(program.lines)  # nothing is known: by lines
+            # What this device has not run yet another one may have; where nothing is known, lines are counted.
+            devices = (self._engines[job.device], *self._engines)
+            known = (e.batcher.prediction.usual_seconds(job.model, program.line_counts, width) for e in devices)
+            job.work = next(filter(None, known), 1e-6 * len(job.rows) * len(program.lines))
         self._engines[job.device].submit(job)
 
     def cancel(self, job: Job) -> None:

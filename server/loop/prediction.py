@@ -77,6 +77,13 @@ class Prediction:
         seconds = batches * cost.seconds(network_rows / batches)
         return seconds if self._clock() - cost.recorded_at <= STALE_SECONDS + 2.0 * seconds else 0.0
 
+    def usual_seconds(self, model: ModelKey, lines: Lines, network_rows: int) -> float:
+        """Time for a program by itself, by what its networks last took, however long ago; 0 where one never ran."""
+        costs = [(self._costs.get((model, network)), count) for (network, _), count in lines.items()]
+        if any(cost is None for cost, _ in costs):
+            return 0.0
+        return sum(count * cost.seconds(network_rows) for cost, count in costs if cost is not None)
+
     def run_seconds(self, model: ModelKey, lines: Lines, network_rows: int) -> float:
         """Time for a program whose rows have slots: one round a line, of `network_rows` with its own among them."""
         return sum(n * self.round_seconds((model, network), network_rows) for (network, _), n in lines.items())

@@ -12,6 +12,10 @@ class NetworkError(Exception):
     """The network failed on a batch; its rows' states are as before, so that they may be tried again."""
 
 
+class DeviceLost(Exception):
+    """The device is of no use any more to this process; nothing that it is given will run."""
+
+
 class Step(Protocol):
     """A batch that runs, or has run."""
 
@@ -19,6 +23,9 @@ class Step(Protocol):
         """Wait until it has run, and put on the rows what it gave (`server.types.Row`).
 
         Returns the seconds that the engine took of it.
+
+        Raises:
+            DeviceLost: see there.
         """
 
 
@@ -40,7 +47,7 @@ class Runner(Protocol):
         The rows may be in the next batch as soon as this has returned.
 
         Raises:
-            NetworkError: the network could not be run.
+            NetworkError: the network could not be run. DeviceLost: see there.
         """
 
 

@@ -13,6 +13,7 @@ from server.errors import Unavailable
 from server.loop import engine as engine_module
 from server.loop.engine import Engine
 from server.loop.runner import FinishedStep
+from server.loop.step import DeviceLost
 from server.types import Batch, Job, ModelKey, Row
 
 KEY = ModelKey("model", 1)
@@ -171,4 +172,67 @@ def test_a_device_whose_steps_are_short_is_given_the_next_at_once():
     for _ in range(2):
         device.ending.release()
     assert engine.drain(10)
+    assert engine.stop()
+
+
+def test_a_model_stays_while_the_device_has_a_batch_of_it():
+    """Its rows may have gone already, when their callers have: the device still works on what belongs to the model."""
+    device = Device()
+    engine = Engine(Limits(), depth=2)
+    engine.add_model(KEY, device)
+    engine.start()
+    job = Job(KEY, lambda job, error: None)
+    job.rows = [Row(job, 0, 0, Program(0.0, 1.0, (Line("network", updates=(assign(),)),) * 50))]
+    engine.submit(job)
+    device.taken.get(timeout=5)
+    device.taken.get(timeout=5)
+    engine.cancel(job)
+    remover = threading.Thread(target=engine.remove_model, args=(KEY,), daemon=True)
+    remover.start()
+    device.ending.release()  # the first batch ends, and the row leaves
+    remover.join(0.3)
+    assert remover.is_alive(), "the second batch is still on the device"
+    device.ending.release()
+    remover.join(5)
+    assert not remover.is_alive()
+    assert engine.alive
+    assert engine.stop()
+
+
+def test_a_lost_device_ends_the_engine():
+    """A server that can but fail is not to look healthy: the loop ends, with word to whoever runs it."""
+    told: list[BaseException] = []
+    errors: queue.SimpleQueue = queue.SimpleQueue()
+
+    class Lost(Device):
+        def finish(self) -> float:
+            raise DeviceLost("an illegal address")
+
+    engine = Engine(Limits(), depth=2, on_death=told.append)
+    engine.add_model(KEY, Lost())
+    engine.start()
+    submit(engine, lambda job, error: errors.put(error))
+    assert "an illegal address" in str(errors.get(timeout=5))
+    engine.stop()
+    assert not engine.alive
+    assert [type(error) for error in told] == [DeviceLost]
+
+
+def test_a_batch_that_could_not_run_teaches_nothing_of_its_cost():
+    """It ends at once, and would make every later prediction too low."""
+
+    class Broken(Device):
+        def enqueue(self, batch: Batch) -> Device:
+            raise ValueError("bug")
+
+    engine = Engine(Limits(), depth=2)
+    engine.add_model(KEY, Broken())
+    for _ in range(3):
+        engine.batcher.prediction.record((KEY, "network"), 1, 0.5)
+    engine.start()
+    ended = threading.Semaphore(0)
+    for _ in range(5):
+        submit(engine, lambda job, error: ended.release())
+        assert ended.acquire(timeout=5)
+    assert engine.batcher.prediction.costs_of(KEY)["network"] == (0.0, 0.5)
     assert engine.stop()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 
+import pytest
+
 from models.program import Line, Program, assign
 from server.config import Limits
 from server.loop.engine import Engine
@@ -53,6 +55,18 @@ def test_work_is_weighed_by_what_it_costs():
     engines.submit(slow)
     assert slow.device == 0
     assert [submit(engines, 10).device for _ in range(10)] == [1] * 10
+
+
+def test_a_device_that_was_idle_for_long_is_weighed_as_before():
+    """What its steps cost is not forgotten, nor what another device knows of a model that it has not run."""
+    engines, _ = two_devices()
+    first, second = engines
+    for _ in range(3):
+        first.batcher.prediction.record((KEY, "network"), 1, 0.01)
+    first.batcher.prediction._costs[KEY, "network"].recorded_at = -1e6
+    devices = [submit(engines, 10).device for _ in range(20)]
+    assert sorted(devices) == [0] * 10 + [1] * 10
+    assert second.batcher.work == pytest.approx(first.batcher.work)
 
 
 def test_jobs_of_all_devices_end_once_and_leave_no_work():

@@ -25,6 +25,9 @@ COLUMNS: dict[type[Rule], int] = {
 NOISE_COLUMN: dict[type[Rule], int] = {rule: rule._fields.index("noise") for rule in (EnsembleUpdate, LangevinUpdate)}
 """Where a rule has the coefficient of its noise. MALA's comes from its step, which is 0 where no noise is drawn."""
 
+ALIGNMENT = 256
+"""Bytes to which columns are aligned: networks take some of them as inputs, and TensorRT wants those so."""
+
 _Take = Callable[[str, tuple[int, ...]], Any]
 
 
@@ -55,7 +58,7 @@ class Control:
     """
 
     def __init__(self, card: ModelCard, plan: Plan, rows: int, take: _Take) -> None:
-        """take: gives the next columns of a type ("int64" or "float32") and a shape; the wide ones come first."""
+        """take: gives the next columns of a type ("int64" or "float32") and a shape."""
         registers = list(card.register_shapes())
 
         def integers() -> Any:
@@ -80,7 +83,7 @@ class Control:
 
         def count(dtype: str, shape: tuple[int, ...]) -> None:
             nonlocal total
-            total += np.dtype(dtype).itemsize * prod(shape)
+            total = _end(_aligned(total), dtype, shape)
 
         cls(card, plan, rows, count)
         return total
@@ -92,7 +95,8 @@ class Control:
 
         def take(dtype: str, shape: tuple[int, ...]) -> Tensor:
             nonlocal at
-            start, at = at, at + np.dtype(dtype).itemsize * prod(shape)
+            start = _aligned(at)
+            at = _end(start, dtype, shape)
             return buffer[start:at].view(getattr(torch, dtype)).view(shape)
 
         return cls(card, plan, rows, take)
@@ -104,10 +108,19 @@ class Control:
 
         def take(dtype: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
             nonlocal at
-            start, at = at, at + np.dtype(dtype).itemsize * prod(shape)
+            start = _aligned(at)
+            at = _end(start, dtype, shape)
             return buffer[start:at].view(dtype).reshape(shape)
 
         return cls(card, plan, rows, take)
+
+
+def _aligned(at: int) -> int:
+    return -(-at // ALIGNMENT) * ALIGNMENT
+
+
+def _end(start: int, dtype: str, shape: tuple[int, ...]) -> int:
+    return start + np.dtype(dtype).itemsize * prod(shape)
 
 
 def scalar_inputs(card: ModelCard, network: str) -> list[str]:

@@ -58,7 +58,7 @@ class DeviceStep:
 
     def finish(self) -> float:
         """See `Step.finish`; the seconds are the device's, for the whole step."""
-        self._arrived.wait()
+        self._arrived.wait()  # may tell that the device is lost
         self._let_go()
         values: list[list[float]] = self._downloads.results.tolist()
         if self._kind != "ensemble":

@@ -44,6 +44,7 @@ class DeviceRunner:
         self._stream = stream
         self._fixed_rows = fixed_rows
         self._buckets = batch_buckets(limits.max_batch_rows)
+        self._captures = stream.captures()
         self._plans = known_plans(self.card)
         self._pools = Pools(self.card, self.capacity, self._buckets[-1], stream.device)
         self._functions: dict[tuple[Plan, int], StepFunction] = {}
@@ -59,12 +60,12 @@ class DeviceRunner:
         Where nothing is captured, run them at a few sizes. From the thread that loads the model, while others are
         served.
         """
-        sizes = self._buckets[::-1] if self._stream.captures else (2, 1)
+        sizes = self._buckets[::-1] if self._captures is not None else (2, 1)
         with self._stream.active(), torch.no_grad():
             for plan in self._plans:
                 fixed = self._fixed_rows.get(plan.network)
                 for rows in sizes if fixed is None else (fixed,):
-                    self._make(plan, rows).capture()
+                    self._make(plan, rows).capture(self._captures)
 
     def enqueue(self, batch: Batch) -> Turn:
         """Give the device the batch's steps, and what it is to give back. Returns before the device has run them.
@@ -72,7 +73,7 @@ class DeviceRunner:
         Raises:
             NetworkError: the network could not be run; no state has been changed, but for starts that can be made anew.
         """
-        with self._stream.active(), torch.no_grad():
+        with self._stream.watched(), torch.no_grad():
             numbers = [row.line for row in batch.rows]
             steps = [self._step(batch, numbers)]
             while len(steps) < batch.steps:
@@ -95,10 +96,7 @@ class DeviceRunner:
         if wanted.images:
             self._upload_images(wanted.images)
         function.upload(memory)
-        try:
-            function.launch()
-        except Exception as error:
-            raise NetworkError(f"network {batch.network} failed: {error}") from error
+        function.launch()
         self._keep_history(rows, numbers, wanted)
         results = self._stream.download(function.results.tensor)
         collected = self._collect(function.control, wanted, batch.kind)
@@ -113,7 +111,8 @@ class DeviceRunner:
         plan = next((plan for plan in self._plans if plan.covers(needed)), needed)
         rows = self._rows(batch.network, batch.network_rows)
         function = self._functions.get((plan, rows))
-        # A capture takes far longer than a step: what was not captured when the model came runs without.
+        # A capture takes far longer than a step: what was not captured when the model came runs without. Its first run
+        # at each size may be slow, as libraries choose their algorithms in it.
         return function if function is not None else self._make(plan, rows)
 
     def _rows(self, network: str, network_rows: int) -> int:
@@ -121,7 +120,7 @@ class DeviceRunner:
         fixed = self._fixed_rows.get(network, 0)
         if network_rows <= fixed:
             return fixed
-        return next(n for n in self._buckets if n >= network_rows) if self._stream.captures else network_rows
+        return next(n for n in self._buckets if n >= network_rows) if self._captures is not None else network_rows
 
     def _make(self, plan: Plan, rows: int) -> StepFunction:
         function = StepFunction(self.card, plan, rows, self._sessions[plan.network], self._pools, self._stream)

@@ -16,10 +16,11 @@ from kernels.reference import metropolis_step
 from models.bundle import ModelCard, TensorSpec
 from models.program import SAMPLE, EnsembleUpdate, LangevinUpdate, start_draw
 
+from ..step import NetworkError
 from .control import Control, Updates
 from .plan import Plan, Target
 from .pools import Pools
-from .stream import Stream
+from .stream import Captures, Stream
 
 ops = torch.ops.fewstep
 
@@ -74,8 +75,7 @@ class StepFunction:
             for index, name in enumerate(card.register_shapes())
         }
         self._free: list[tuple[Tensor, Control]] = []
-        self.launch: Callable[[], None] = self.run
-        self.captured = False
+        self._replay: Callable[[], None] | None = None
         self.rest()
 
     def rest(self) -> None:
@@ -86,21 +86,35 @@ class StepFunction:
             column.fill_(self._pools.scratch)
         for column in (control.images, *(updates.kept for updates in control.updates.values())):
             column.fill_(-1)
-        control.null_rows.copy_(torch.arange(self.rows))
+        torch.arange(self.rows, out=control.null_rows)
 
-    def capture(self) -> None:
+    @property
+    def captured(self) -> bool:
+        """Whether `launch` is one launch of the whole step."""
+        return self._replay is not None
+
+    def capture(self, captures: Captures | None) -> None:
         """From now on `launch` is one launch of the whole step, where the device and the engine can do that.
+
+        It is run once, as padding: what a first run sets up is there when the model is.
 
         Raises:
             EngineError: the network cannot be captured, e.g. as it waits for the device.
         """
-        if self._session.capturable and self._stream.captures:
+        if self._session.capturable and captures is not None:
             try:
-                self.launch = self._stream.capture(self.run)
-            except RuntimeError as error:
+                self._replay = captures.capture(self.run)
+            except (RuntimeError, NetworkError) as error:
                 what = f"network {self.plan.network} for {self.rows} rows"
                 raise EngineError(f"{what} cannot be captured in a graph: {error}") from error
-            self.captured = True
+        self.launch()
+        self._stream.mark().wait()
+        self.let_go(self.host_control())
+
+    def launch(self) -> None:
+        """Take the rows of `control` one line further; see `run`."""
+        if self._replay is not None:
+            self._replay()
         else:
             self.run()
 
@@ -123,7 +137,11 @@ class StepFunction:
     # -- the device's side ------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Take the rows of `control` one line further. Only gives work to the device; never waits for it."""
+        """Take the rows of `control` one line further. Only gives work to the device; never waits for it.
+
+        Raises:
+            NetworkError: the network could not be run; no update was made.
+        """
         control, pools = self.control, self._pools
         for name in self._card.register_shapes():
             is_sample = name == SAMPLE
@@ -143,7 +161,12 @@ class StepFunction:
             )
         if "latent" in self._inputs:
             ops.normal_(self._inputs["latent"], control.seeds, control.samples, control.latents)
-        outputs = self._session.run(self._inputs)
+        try:
+            outputs = self._session.run(self._inputs)
+        except torch.AcceleratorError:
+            raise  # no fault of the network on these rows
+        except Exception as error:
+            raise NetworkError(f"network {self.plan.network} failed: {error}") from error
         if self.plan.kind != "ensemble":
             self.results.put(ENERGY, outputs[0].flatten())
         for target, updates in control.updates.items():

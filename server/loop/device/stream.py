@@ -3,13 +3,16 @@ waits for the device."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from time import perf_counter
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from ..step import DeviceLost
 
 WARM_UPS = 3  # runs before a capture, in which libraries choose their algorithms and make their workspaces
 
@@ -18,21 +21,36 @@ class Mark(Protocol):
     """A point in the device's work."""
 
     def wait(self) -> None:
-        """Return when all work before it is done."""
+        """Return when all work before it is done.
+
+        Raises:
+            DeviceLost: see there.
+        """
 
     def seconds_since(self, earlier: Mark) -> float:
         """Device time between two marks that have passed."""
+
+
+class Captures(Protocol):
+    """Where one model's steps are captured."""
+
+    def capture(self, function: Callable[[], None]) -> Callable[[], None]:
+        """What does the same as `function`, on the same tensors, in one launch.
+
+        function: must not wait for the device; it is run a few times first.
+        """
 
 
 class Stream(Protocol):
     """Work runs in the order in which it is given."""
 
     device: torch.device
-    captures: bool
-    """Whether `capture` gives one launch, so that batches are padded to the sizes that were captured."""
 
     def active(self) -> AbstractContextManager[object]:
         """Work given inside goes here."""
+
+    def watched(self) -> AbstractContextManager[object]:
+        """As `active`; what says that the device is lost becomes DeviceLost."""
 
     def host_buffer(self, size: int) -> Tensor:
         """Memory of the host, uint8 `(size,)`, that can be copied from and to while the host goes on."""
@@ -49,11 +67,8 @@ class Stream(Protocol):
     def mark(self, *, aside: bool = False) -> Mark:
         """A mark behind all work given so far, or behind the downloads that go on beside it."""
 
-    def capture(self, function: Callable[[], None]) -> Callable[[], None]:
-        """What does the same as `function`, on the same tensors, in one launch where the device has that.
-
-        function: must not wait for the device; it is run a few times first.
-        """
+    def captures(self) -> Captures | None:
+        """For one model; None where there are no graphs, and batches need no padding to the sizes of some."""
 
 
 class _Now:
@@ -71,9 +86,11 @@ class HostStream:
     """The CPU: everything is done when the call returns."""
 
     device = torch.device("cpu")
-    captures = False
 
     def active(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def watched(self) -> AbstractContextManager[object]:
         return nullcontext()
 
     def host_buffer(self, size: int) -> Tensor:
@@ -88,8 +105,8 @@ class HostStream:
     def mark(self, *, aside: bool = False) -> Mark:
         return _Now()
 
-    def capture(self, function: Callable[[], None]) -> Callable[[], None]:
-        return function
+    def captures(self) -> Captures | None:
+        return None
 
 
 class _CudaMark:
@@ -97,7 +114,8 @@ class _CudaMark:
         self.event = event
 
     def wait(self) -> None:
-        self.event.synchronize()
+        with _watching():
+            self.event.synchronize()
 
     def seconds_since(self, earlier: Mark) -> float:
         return earlier.event.elapsed_time(self.event) / 1000.0 if isinstance(earlier, _CudaMark) else 0.0
@@ -106,21 +124,22 @@ class _CudaMark:
 class CudaStream:
     """A GPU: one stream for the steps, and one for what the host gets, so that no step waits for a download.
 
-    All graphs share one memory pool, as they run one after the other. They are captured on a stream of their own, by
-    the thread that loads a model, while the engine's thread replays others.
+    Steps are captured on other streams, by the thread that loads a model, while the engine's thread replays others.
     """
-
-    captures = True
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.steps = torch.cuda.Stream(device)
         self._downloads = torch.cuda.Stream(device)
-        self._captures = torch.cuda.Stream(device)
-        self._pool = torch.cuda.graph_pool_handle()
+        self._unused: list[torch.cuda.Stream] = []  # to capture on
 
     def active(self) -> AbstractContextManager[object]:
         return torch.cuda.stream(self.steps)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        with _watching(), self.active():
+            yield
 
     def host_buffer(self, size: int) -> Tensor:
         # From torch's cache of pinned memory, which keeps a freed buffer until the copies that use it are done.
@@ -144,15 +163,47 @@ class CudaStream:
         event.record(self._downloads if aside else self.steps)
         return _CudaMark(event)
 
+    def captures(self) -> CudaCaptures:
+        stream = self._unused.pop() if self._unused else torch.cuda.Stream(self.device)
+        captures = CudaCaptures(stream, self.steps)
+        weakref.finalize(captures, self._unused.append, stream)
+        return captures
+
+
+class CudaCaptures:
+    """A stream and a memory pool for the graphs of one model; the graphs keep it.
+
+    Not shared with other models: captured products write to a workspace that belongs to the stream of the capture,
+    which torch clears when a graph of that stream goes, and which warm-ups there would write to beside live replays;
+    and a pool whose last graph has gone takes no new one.
+    """
+
+    def __init__(self, stream: torch.cuda.Stream, steps: torch.cuda.Stream) -> None:
+        self._stream, self._steps = stream, steps
+        self._pool = torch.cuda.graph_pool_handle()
+
     def capture(self, function: Callable[[], None]) -> Callable[[], None]:
-        self._captures.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self._captures):
+        """See `Captures.capture`."""
+        self._stream.wait_stream(self._steps)
+        with torch.cuda.stream(self._stream):
             for _ in range(WARM_UPS):
                 function()
-        self._captures.synchronize()
+        self._stream.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._captures, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             function()
-        self.steps.wait_stream(self._captures)
-        replay: Callable[[], None] = graph.replay
+        self._steps.wait_stream(self._stream)
+
+        def replay(graph: torch.cuda.CUDAGraph = graph, kept: CudaCaptures = self) -> None:
+            graph.replay()
+
         return replay
+
+
+@contextmanager
+def _watching() -> Iterator[None]:
+    """An error of the device itself, unlike too little memory, leaves this process without it."""
+    try:
+        yield
+    except torch.AcceleratorError as error:
+        raise DeviceLost(f"the device is lost: {error}") from error
