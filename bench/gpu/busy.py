@@ -40,11 +40,12 @@ PROFILED = 0.5
 class Busy:
     """What a while under load showed.
 
-    seconds: on the clock, from the end of a batch to that of the last one. share: of them, the device's for the batches
-    in between, by the events around each: an upper bound, as an event passes as soon as the work before it is done,
-    however late the work behind it is given. kernels: the share of the time from the first kernel or copy to the last in
-    which one ran, as the profiler saw it in a while of its own; None where there is none. rows: of a batch, mean. rate:
-    samples a second.
+    seconds: on the clock, from the end of a batch to that of the last one. rows: of a batch, mean. rate: samples a
+    second.
+    share: of the seconds, the device's for the batches in between, by the events around each. That is an upper bound,
+    as an event passes when the work before it is done, however late the work behind it is given.
+    kernels: the share of the time from the first kernel or copy to the last in which one ran, as the profiler saw it
+    in a while of its own; None where there is none.
     """
 
     model: str
