@@ -51,7 +51,7 @@ def test_a_gpu_test_that_fails_is_named(tmp_path: Path):
     found = run_tests(Setting("cuda:0", 120.0, tmp_path), suite(tmp_path, holds=False))
     (goal,) = found.goals
     assert (goal.value, goal.met) == (1.0, False)
-    assert "`test_suite.test_broken`" in found.markdown
+    assert "test_suite.test_broken`" in found.markdown
 
 
 def test_no_gpu_test_is_no_success(tmp_path: Path):

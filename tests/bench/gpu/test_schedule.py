@@ -72,7 +72,7 @@ def test_a_part_that_fails_leaves_the_others_alone(tmp_path: Path):
     outcomes = launcher.run([part("a"), part("b")], 100.0, tmp_path)
     assert outcomes[0].error is not None
     assert outcomes[1].findings is not None
-    page = markdown(describe_environment(), {"torch": "2.11"}, outcomes, 100.0)
+    page = markdown(describe_environment(), outcomes, 100.0)
     assert "| speed | >= 0.95 | - | not measured |" in page
     assert "| speed | >= 0.95 | 0.96 | met |" in page
     assert "failed: ended with code 1 |" in page
@@ -153,7 +153,7 @@ def test_what_was_found_before_a_failure_counts(monkeypatch: pytest.MonkeyPatch,
     assert outcome.error == "ended with code 7"
     assert outcome.findings == Findings(1, (MET,), "half")
     assert not succeeded([outcome])
-    page = markdown(describe_environment(), {}, [outcome], 60.0)
+    page = markdown(describe_environment(), [outcome], 60.0)
     assert "| speed | >= 0.95 | 0.96 | met |" in page
     assert "It failed:\n\n```\nended with code 7\n```\n\nhalf" in page
 
