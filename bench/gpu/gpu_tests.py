@@ -46,6 +46,8 @@ def run_tests(setting: Setting, files: list[Path] | None = None) -> Findings:
     found = setting.output / "tests.xml"
     files = gpu_test_files() if files is None else files
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "--tb=short", f"--junitxml={found}", *map(str, files)]
+    # A machine with a GPU may lack a plugin that the project's settings name, or have versions that warn of themselves.
+    command += ["-o", "addopts=", "-o", "filterwarnings=default"]
     if find_spec("xdist") is not None:  # the kernels' tests compile, each for itself
         command += ["-n", str(WORKERS)]
     try:
