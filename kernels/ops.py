@@ -8,6 +8,8 @@ the noise as three tensors beside the noise itself.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -46,39 +48,17 @@ def gather(
     image_rows: Tensor | None = None,
 ) -> None:
     """See `kernels.gather.gather`."""
+    pools: dict[str, Any] = {"anchor": anchor, "modes": modes, "accumulator": accumulator}
+    starts: dict[str, Any] = {"stds": stds, "images": images, "image_rows": image_rows}
+    keys = Noise(seeds, samples, draws)
+    given = pools | starts | keys._asdict()
     if state.is_cuda:
         from .gather import gather as fused  # Triton is there only where a GPU is
 
-        fused(
-            state,
-            slots,
-            network_input,
-            anchor=anchor,
-            modes=modes,
-            accumulator=accumulator,
-            stds=stds,
-            images=images,
-            image_rows=image_rows,
-            seeds=seeds,
-            samples=samples,
-            draws=draws,
-        )
-        return
-    reference.gather(
-        state,
-        slots,
-        network_input,
-        anchor=anchor,
-        modes=modes,
-        accumulator=accumulator,
-        stds=stds,
-        images=images,
-        image_rows=image_rows,
-        seeds=seeds,
-        samples=samples,
-        draws=draws,
-        noise=_wanted_noise(Noise(seeds, samples, draws), state.shape[1], ((modes & STARTS) != 0) & (stds != 0.0)),
-    )
+        fused(state, slots, network_input, **given)
+    else:
+        noise = _wanted_noise(keys, state.shape[1], ((modes & STARTS) != 0) & (stds != 0.0))
+        reference.gather(state, slots, network_input, **given, noise=noise)
 
 
 @torch.library.custom_op("fewstep::normal_", mutates_args=("out",))

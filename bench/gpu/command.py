@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--budget", type=float, default=BUDGET, help="seconds for all of it, default %(default)g")
     names = [part.name for part in all_parts()]
     parser.add_argument("--parts", default=",".join(names), help="by commas, default %(default)s")
-    parser.add_argument("--output", type=Path, default=Path("out/gpu"), help="default %(default)s")
+    parser.add_argument("--output", type=Path, default=Path("bench/results/gpu"), help="default %(default)s")
 
 
 def main(options: argparse.Namespace, console: Console) -> int:

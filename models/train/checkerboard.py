@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from .calibration import calibrate_checkpoint
 from .ddpm import SCHEDULE, Report, diffuse
 from .ema import moving_average
 from .provenance import provenance
+from .trained import Losses, Trained
 from .vdrme.grids import grid
 
 NAME = "checkerboard-vdrme"
@@ -83,15 +84,6 @@ class Recipe:
     ema_decay: float = 0.999
 
 
-@dataclass
-class Trained:
-    """What training gives, with the losses of the last tenth."""
-
-    generator: nn.Module
-    energy: nn.Module
-    losses: dict[str, float] = field(default_factory=dict)
-
-
 class Trainer:
     """State of one run of Algorithm 1."""
 
@@ -117,16 +109,14 @@ class Trainer:
 
     def run(self, report: Report) -> Trained:
         recipe = self.recipe
-        history: list[dict[str, float]] = []
+        losses = Losses()
         for iteration in range(recipe.iterations):
             self._set_rates(iteration)
-            history.append(self.iterate(iteration))
+            losses.add(self.iterate(iteration))
             if iteration % 50 == 49 or iteration == recipe.iterations - 1:
-                text = " ".join(f"{key} {np.mean([entry[key] for entry in history[-50:]]):.3f}" for key in history[-1])
-                report(iteration + 1, recipe.iterations, text)
-        tail = history[-max(1, recipe.iterations // 10) :]
-        losses = {key: round(float(np.mean([entry[key] for entry in tail])), 4) for key in tail[-1]}
-        return Trained(self.average.module.eval(), self.energy_average.module.eval(), losses)
+                report(iteration + 1, recipe.iterations, losses.recent())
+        last = losses.last_tenth(recipe.iterations)
+        return Trained(self.average.module.eval(), self.energy_average.module.eval(), last)
 
     def iterate(self, iteration: int) -> dict[str, float]:
         """One pass of Algorithm 1's loop; returns the losses."""

@@ -20,7 +20,6 @@ from math import cos, pi, sqrt
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -46,6 +45,7 @@ from .ddpm import Report, drop_labels, learning_rate_factor
 from .ema import moving_average
 from .latent_vae import SIZES, Vae, VaeRecipe, normals, train_vae
 from .provenance import provenance
+from .trained import Losses
 
 NAME, NAME_6 = "digits-latent", "digits-latent-6"
 LATENTS = ("u1", "u2", "u3")
@@ -108,16 +108,13 @@ class PriorTrainer:
         rate = torch.optim.lr_scheduler.LambdaLR(
             self.optimiser, lambda step: learning_rate_factor(step, recipe.iterations)
         )
-        history: list[dict[str, float]] = []
+        history = Losses()
         for iteration in range(recipe.iterations):
-            history.append(self.iterate())
+            history.add(self.iterate())
             rate.step()
             if iteration % 20 == 0:
-                recent = history[-50:]
-                text = " ".join(f"{name} {np.mean([entry[name] for entry in recent]):.3f}" for name in recent[-1])
-                report(iteration + 1, recipe.iterations, text)
-        tail = history[-max(1, recipe.iterations // 10) :]
-        losses = {name: round(float(np.mean([entry[name] for entry in tail])), 4) for name in tail[0]}
+                report(iteration + 1, recipe.iterations, history.recent())
+        losses = history.last_tenth(recipe.iterations)
         self.energies.load_state_dict(self.average.module.state_dict())
         return self.energies.eval().requires_grad_(False), losses
 

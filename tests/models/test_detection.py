@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from scipy.stats import ks_2samp
 from sklearn.metrics import average_precision_score, roc_curve
 
-from models.data import load_digits_split
 from models.metrics import ood
 from models.metrics.baselines import (
     fit_baselines,
@@ -18,23 +17,12 @@ from models.metrics.baselines import (
     fit_nearest_neighbours,
     maximum_softmax,
 )
-from models.metrics.frechet import FrechetDigits
 from models.metrics.ood import evaluate
 from models.metrics.outliers import OOD_SETS
 
 TIED = st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=30)
 
 BY_NAME = {ood_set.name: ood_set for ood_set in OOD_SETS}
-
-
-@pytest.fixture(scope="module")
-def split():
-    return load_digits_split()
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return FrechetDigits.load()
 
 
 @given(inside=TIED, outside=TIED)

@@ -8,22 +8,11 @@ import torch
 from scipy.linalg import sqrtm
 
 from models.bundle import BundleError
-from models.data import load_digits_split
 from models.metrics.frechet import FrechetDigits, Moments, frechet_distance
 from models.metrics.outliers import OOD_SETS
 from models.train.classifier import Recipe, shift_images, train_classifier
 
 BY_NAME = {ood_set.name: ood_set for ood_set in OOD_SETS}
-
-
-@pytest.fixture(scope="module")
-def split():
-    return load_digits_split()
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return FrechetDigits.load()
 
 
 def random_covariance(rng, dimension):

@@ -5,16 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from models.data import load_digits_split
 from models.metrics import outliers
 from models.metrics.outliers import OOD_SETS
 
 BY_NAME = {ood_set.name: ood_set for ood_set in OOD_SETS}
-
-
-@pytest.fixture(scope="module")
-def split():
-    return load_digits_split()
 
 
 @pytest.mark.parametrize("name", BY_NAME)

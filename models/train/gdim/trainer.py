@@ -13,7 +13,7 @@ so that energy and generator meet what sampling really visits.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from ...schedules import alpha_bar, quadratic_grid
 from .. import ddpm
 from ..ddpm import SCHEDULE, Report, diffuse, drop_labels
 from ..ema import moving_average
+from ..trained import Losses, Trained
 from .card import ENERGY_CONFIG, GENERATOR_CONFIG, LATENT, STEPS
 
 
@@ -116,15 +117,6 @@ class Population:
     label: Tensor
 
 
-@dataclass
-class Trained:
-    """What training gives, with the losses of the last tenth."""
-
-    generator: nn.Module
-    energy: nn.Module
-    losses: dict[str, float] = field(default_factory=dict)
-
-
 class Trainer:
     """State of one run; `run` is the whole of it.
 
@@ -153,16 +145,13 @@ class Trainer:
         recipe = self.recipe
         total = recipe.denoising_steps + recipe.energy_warmup + recipe.iterations
         self._pretrain(report, total)
-        history: list[dict[str, float]] = []
+        losses = Losses()
         for iteration in range(recipe.energy_warmup + recipe.iterations):
             self._set_rates(iteration)
-            history.append(self.iterate(iteration, train_generator=iteration >= recipe.energy_warmup))
-            recent = history[-50:]
-            text = " ".join(f"{key} {np.mean([entry[key] for entry in recent]):.3f}" for key in recent[-1])
-            report(recipe.denoising_steps + iteration + 1, total, text)
-        tail = history[-max(1, recipe.iterations // 10) :]
-        losses = {key: round(float(np.mean([entry[key] for entry in tail])), 4) for key in tail[-1]}
-        return Trained(self.average.module.eval(), self.energy_average.module.eval(), losses)
+            losses.add(self.iterate(iteration, train_generator=iteration >= recipe.energy_warmup))
+            report(recipe.denoising_steps + iteration + 1, total, losses.recent())
+        last = losses.last_tenth(recipe.iterations)
+        return Trained(self.average.module.eval(), self.energy_average.module.eval(), last)
 
     def iterate(self, iteration: int, *, train_generator: bool) -> dict[str, float]:
         """One step of the energy, then one of the generator on the same samples; returns the losses."""
