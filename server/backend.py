@@ -11,8 +11,8 @@ from export.runtime import DEFAULT_ENGINE, DEVICE_ENGINES, EngineError, Runtime
 from models.bundle import Bundle
 
 from .config import Config, Limits
+from .loop.protocols import Runner
 from .loop.runner import ModelRunner
-from .loop.step import Runner
 
 if TYPE_CHECKING:
     from export.runtime.device import DeviceRuntime

@@ -19,8 +19,8 @@ from .backend import Backend
 from .config import Config, ConfigError
 from .errors import FailedPrecondition, NotFound
 from .loop.engines import Engines
+from .loop.protocols import Runner
 from .loop.sizes import RowSizes
-from .loop.step import Runner
 from .names import check_name
 from .programs import ProgramCache
 from .types import ModelKey

@@ -18,7 +18,7 @@ from models.samplers import SampleOptions, compile_sample
 from server.backend import Backend
 from server.config import Limits
 from server.errors import ServerError
-from server.loop.step import Runner, Step
+from server.loop.protocols import Runner, Step
 from server.types import Batch
 
 from ..end_to_end.loaded import open_on_device

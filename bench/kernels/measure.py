@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from time import monotonic
 
 import torch
@@ -51,7 +50,6 @@ def measure_kernels(
         times.append(_measure(case, device, compiles))
     return KernelsResult(
         environment=environment,
-        versions=_versions(),
         device=torch.cuda.get_device_name(device) if fused else environment.cpu,
         fused=fused,
         copy_bandwidth=bandwidth,
@@ -98,12 +96,3 @@ def _copy(size: int, device: torch.device) -> Callable[[], object]:
     source = torch.zeros(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return lambda: target.copy_(source)
-
-
-def _versions() -> dict[str, str]:
-    found = {"torch": str(torch.__version__), "cuda": torch.version.cuda or "none"}
-    try:
-        found["triton"] = version("triton")
-    except PackageNotFoundError:
-        found["triton"] = "not installed"
-    return found

@@ -12,7 +12,7 @@ NO_KERNEL = (
 
 def markdown(result: KernelsResult) -> str:
     """The report: where, the goals, then each case."""
-    versions = ", ".join(f"{name} {number}" for name, number in result.versions.items())
+    versions = ", ".join(f"{name} {number}" for name, number in result.environment.packages.items())
     lines = ["# The fused kernels", "", f"{result.device}. {result.environment.line()}. {versions}.", ""]
     if result.fused:
         lines += _goals(result)

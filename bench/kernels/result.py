@@ -63,7 +63,6 @@ class KernelsResult:
     """
 
     environment: Environment
-    versions: dict[str, str]
     device: str
     fused: bool
     copy_bandwidth: float | None

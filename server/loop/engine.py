@@ -19,7 +19,7 @@ from ..types import Batch, Job, ModelKey, Row, StepRecord
 from .batcher import Batcher
 from .cohorts import Cohorts
 from .load import ModelLoad
-from .step import DeviceLost, NetworkError, Runner, Step
+from .protocols import DeviceLost, NetworkError, Runner, Step
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from ..types import Job, ModelKey, Row
 from .admission import MAX_RETRY_SECONDS, MIN_RETRY_SECONDS
 from .engine import Engine
 from .load import ModelLoad
-from .step import Runner
+from .protocols import Runner
 
 
 class Totals(NamedTuple):

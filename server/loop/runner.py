@@ -22,8 +22,8 @@ from models.program import SAMPLE, EnsembleUpdate, LangevinUpdate, Line, Update,
 from ..config import Limits
 from ..errors import Internal
 from ..types import Batch, Row
+from .protocols import NetworkError, non_finite
 from .sizes import RowSizes, elements_of
-from .step import NetworkError, non_finite
 
 Floats = npt.NDArray[np.float32]
 Slots = npt.NDArray[np.int64]
@@ -335,7 +335,7 @@ class ModelRunner:
 
 
 class FinishedStep(NamedTuple):
-    """A step that has run; see `server.loop.step.Step`. network_seconds: of it, the network's own."""
+    """A step that has run; see `server.loop.protocols.Step`. network_seconds: of it, the network's own."""
 
     network_seconds: float
 

@@ -12,8 +12,8 @@ from server.config import Limits
 from server.errors import Unavailable
 from server.loop import engine as engine_module
 from server.loop.engine import Engine
+from server.loop.protocols import DeviceLost
 from server.loop.runner import FinishedStep
-from server.loop.step import DeviceLost
 from server.types import Batch, Job, ModelKey, Row
 
 KEY = ModelKey("model", 1)

@@ -11,7 +11,7 @@ from torch import Tensor
 from models.program import EnsembleUpdate, LangevinUpdate
 
 from ...types import Batch, Row
-from ..step import non_finite
+from ..protocols import non_finite
 from .plan import Target
 from .step import ENERGY, FINITE, LEVEL, NORM, Results
 from .stream import Mark
@@ -33,7 +33,7 @@ class Downloads:
 
 
 class DeviceStep:
-    """A step that the device has been given; see `server.loop.step.Step`."""
+    """A step that the device has been given; see `server.loop.protocols.Step`."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class DeviceStep:
 
 
 class Turn:
-    """Steps of one batch, one after the other; see `server.loop.step.Step`."""
+    """Steps of one batch, one after the other; see `server.loop.protocols.Step`."""
 
     def __init__(self, steps: Sequence[DeviceStep]) -> None:
         self._steps = steps

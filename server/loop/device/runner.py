@@ -15,8 +15,8 @@ from models.program import SAMPLE, Line
 
 from ...config import Limits
 from ...types import Batch, Row
+from ..protocols import NetworkError
 from ..sizes import RowSizes
-from ..step import NetworkError
 from .control import Control, Wanted, write
 from .finish import DeviceStep, Downloads, Shown, Turn
 from .plan import Plan, known_plans, plan_of

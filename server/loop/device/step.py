@@ -16,7 +16,7 @@ from kernels.reference import metropolis_step
 from models.bundle import ModelCard, TensorSpec
 from models.program import SAMPLE, EnsembleUpdate, LangevinUpdate, start_draw
 
-from ..step import NetworkError
+from ..protocols import NetworkError
 from .control import Control, Updates
 from .plan import Plan, Target
 from .pools import Pools

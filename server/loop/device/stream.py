@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..step import DeviceLost
+from ..protocols import DeviceLost
 
 WARM_UPS = 3  # runs before a capture, in which libraries choose their algorithms and make their workspaces
 

@@ -118,7 +118,7 @@ def test_the_command_writes_both_files(tmp_path, monkeypatch):
     found = json.loads((tmp_path / "kernels.json").read_text())
     assert found["fused"] is False
     assert found["environment"]["commit"]
-    assert found["versions"]["torch"] == torch.__version__
+    assert found["environment"]["packages"]["torch"] == torch.__version__
     assert len(found["times"]) == 16
     assert found["goals"] == []
     assert "ensemble, guided" in (tmp_path / "kernels.md").read_text()

@@ -1,4 +1,4 @@
-"""What the engine knows of whoever runs its batches."""
+"""What the engine knows of whoever runs its batches: runners, their steps, and how these fail."""
 
 from __future__ import annotations
 
