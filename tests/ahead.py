@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,10 +21,15 @@ from .running import RunningServer, running_server
 
 
 class LateStream(HostStream):
-    """What was downloaded is garbage until a mark behind it has been waited for."""
+    """What was downloaded is garbage until a mark behind it has been waited for.
+
+    go_on: a test that clears it holds the device in its running step.
+    """
 
     def __init__(self) -> None:
         self.captured = 0
+        self.go_on = threading.Event()
+        self.go_on.set()
         self._late: list[Callable[[], object]] = []
         self._late_aside: list[Callable[[], object]] = []
         self._before: LateMark | None = None
@@ -36,6 +42,7 @@ class LateStream(HostStream):
 
     def mark(self, *, aside: bool = False) -> LateMark:
         """What is aside waits for the work before it, so that its mark is behind all."""
+        self.go_on.wait()
         late, self._late = self._late, []
         self._before = LateMark(late, self._before)
         if not aside:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,14 @@ from server.loop.engine import Engine
 
 UNCUT = Limits(step_seconds=60.0)
 """For tests that say which batches run: on a slow machine the default cuts them after fewer rows."""
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Wait for what another thread or process brings about; it fails the test if it does not."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        threading.Event().wait(0.005)
 
 
 class RunningServer:
@@ -90,7 +99,7 @@ def running_server(
     thread = threading.Thread(target=loop.run_forever, name="server loop", daemon=True)
     thread.start()
     app = App(config)
-    asyncio.run_coroutine_threadsafe(app.start(), loop).result(60)
+    asyncio.run_coroutine_threadsafe(app.start(), loop).result(300)
     server = RunningServer(app, loop, credentials)
     try:
         yield server

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -28,7 +27,7 @@ from server.config import Config, ConfigError, Limits
 from server.types import Job
 
 from ..conftest import ROOT
-from ..running import UNCUT, running_server
+from ..running import UNCUT, running_server, wait_until
 
 
 def start(repository: Path, *options: str) -> tuple[subprocess.Popen, str]:
@@ -58,13 +57,6 @@ def sampler(address: str):
         request_serializer=pb.SampleRequest.SerializeToString,
         response_deserializer=pb.SampleResponse.FromString,
     )
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.005)
 
 
 def rows_in_flight(channel: grpc.Channel) -> int:

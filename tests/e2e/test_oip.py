@@ -6,9 +6,7 @@ import asyncio
 import json
 import queue
 import shutil
-import threading
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -31,7 +29,7 @@ from protos import fewstep_pb2 as pb
 from protos import inference_pb2 as oip
 from server.config import Limits
 
-from ..running import RunningServer, running_server
+from ..running import RunningServer, running_server, wait_until
 
 SPLIT = load_digits_split()
 SAMPLER = "digits-ddpm"
@@ -63,13 +61,6 @@ def native(server: RunningServer, seed: int, **fields: Any) -> np.ndarray:
     """The one image that the native API draws for a seed."""
     response = server.sample(pb.SampleRequest(**({"model": SAMPLER, "seed": seed} | fields)))
     return np.frombuffer(response.images.raw, "<f4").reshape(tuple(response.images.shape))[0]
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        threading.Event().wait(0.01)
-    assert condition()
 
 
 def idle(server: RunningServer) -> bool:
