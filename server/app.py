@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import grpc
@@ -12,14 +13,16 @@ import msgspec
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2
+from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
 from protos import fewstep_pb2 as pb
 from protos import inference_pb2 as oip
 
 from .access.gate import Gate, exposures
 from .access.tls import Certificates
+from .api.backlog import Backlog, open_calls, server_ids
 from .api.calls import service_handler
+from .api.door import Door
 from .api.native import Models, Sampler, Scorer, Service
 from .api.oip import GRPCInferenceService
 from .backend import Backend, open_backends
@@ -149,6 +152,7 @@ class App:
         }
         names = [service.full_name for service in servicers]
         self.health = Health(names)
+        others = server_ids()
         self.server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", config.limits.max_message_bytes),
@@ -162,17 +166,21 @@ class App:
             interceptors=gate.interceptors,
             maximum_concurrent_rpcs=config.limits.max_concurrent_calls,
         )
+        server_id = max(server_ids() - others)
+        door = Door(Backlog(partial(open_calls, server_id)), self.metrics)
+        self.server.add_generic_rpc_handlers([door])
         for service, kind in servicers.items():
             servicer = kind(self.repository, self.engines, self.metrics, config)
-            handler = service_handler(service, servicer, self.metrics, gate, self._tracing)
-            self.server.add_generic_rpc_handlers([handler])
-        health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, self.server)
+            door.add(service_handler(service, servicer, self.metrics, gate, self._tracing))
+        health_pb2_grpc.add_HealthServicer_to_server(self.health.servicer, door)
         health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
         # One pool for reflection to read: that of inference.proto is its own (see `make protos`).
         pool = DescriptorPool()
         for file in (pb, oip, health_pb2, reflection_pb2):
             pool.AddSerializedFile(file.DESCRIPTOR.serialized_pb)
-        reflection.enable_server_reflection([*names, health_name, reflection.SERVICE_NAME], self.server, pool)
+        named = [*names, health_name, reflection.SERVICE_NAME]
+        servicer = reflection.aio.ReflectionServicer(named, pool)  # type: ignore[attr-defined]  # not in the stubs
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, door)
 
     def _bind(self, certificates: Certificates | None) -> int:
         host = self.config.host.removeprefix("[").removesuffix("]")

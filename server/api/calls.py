@@ -259,7 +259,7 @@ def _unary(
                 _check_parsed(request)
                 return await _with_current_model(handler, request, context)
             except Exception as error:
-                await _abort(context, observed.call, observed.failed(error))
+                await abort(context, status_of(observed.failed(error)), observed.call)
 
     return call
 
@@ -279,7 +279,7 @@ def _stream(
                     async for response in responses:
                         yield response
             except Exception as error:
-                await _abort(context, observed.call, observed.failed(error))
+                await abort(context, status_of(observed.failed(error)), observed.call)
 
     return call
 
@@ -295,14 +295,14 @@ def _check_parsed(request: Any) -> None:
         raise InvalidArgument("request", request.reason)
 
 
-async def _abort(context: Context, call: Call, error: ServerError) -> NoReturn:
-    """End a call with the error's status; its id goes with it."""
-    status = rpc_status.to_status(_status(error))
+async def abort(context: Context, status: grpc.Status, call: Call) -> NoReturn:
+    """End a call with a status; its id goes with it."""
     await context.abort(status.code, status.details, (*status.trailing_metadata, (REQUEST_ID, call.request_id)))
     raise AssertionError("abort raises")
 
 
-def _status(error: ServerError) -> status_pb2.Status:
+def status_of(error: ServerError) -> grpc.Status:
+    """The status that an error ends a call with, with its details."""
     text = message_of(error)
     details: list[message.Message] = []
     if isinstance(error, InvalidArgument):
@@ -316,7 +316,8 @@ def _status(error: ServerError) -> status_pb2.Status:
     for detail in details:
         packed.append(AnyMessage())
         packed[-1].Pack(detail)
-    return status_pb2.Status(code=STATUS[type(error)].value[0], message=text, details=packed)
+    code = STATUS[type(error)].value[0]
+    return rpc_status.to_status(status_pb2.Status(code=code, message=text, details=packed))
 
 
 def message_of(error: ServerError) -> str:

@@ -1,0 +1,68 @@
+"""Calls that gRPC has received and that no handler has been given yet.
+
+gRPC hands them over one by one, the oldest first, as fast as the event loop takes them. Where more come than can be
+handled they pile up there, unseen by admission: each is then handled when most of its time has passed, in vain, while
+those behind it grow old. gRPC's own statistics (channelz) tell how many there are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from time import monotonic
+
+from grpc._cython import cygrpc  # type: ignore[attr-defined]  # compiled; not in the stubs
+
+LOOK_CALLS = 32
+"""Calls that are taken up between two looks, which cost a tenth of a millisecond each: a server that is not busy
+hardly looks."""
+
+PAUSE_SECONDS = 0.005
+"""A longer time between two calls was spent on waiting for the second one."""
+
+
+class Backlog:
+    """How long calls wait until they are taken up. Told of each one by the event loop's thread alone."""
+
+    def __init__(self, open_calls: Callable[[], int], *, clock: Callable[[], float] = monotonic) -> None:
+        """open_calls: how many gRPC has, those that handlers have been given included."""
+        self._open_calls = open_calls
+        self._clock = clock
+        self._handled = 0
+        self._taken = 0
+        self._spent = 0.0
+        self._last = clock()
+        self.calls = 0
+        """How many waited at the last look."""
+        self.seconds = 0.0
+        """How long the one that is taken up next has waited, about: that long it takes to take up so many."""
+
+    def enter(self) -> None:
+        """A handler has got a call."""
+        now = self._clock()
+        self._spent += min(now - self._last, PAUSE_SECONDS)
+        self._last = now
+        self._handled += 1
+        self._taken += 1
+        if self._taken >= LOOK_CALLS:
+            self.calls = max(0, self._open_calls() - self._handled)
+            self.seconds = self.calls * self._spent / self._taken
+            self._taken, self._spent = 0, 0.0
+
+    def leave(self) -> None:
+        """It has ended it."""
+        self._handled -= 1
+
+
+# What the package grpcio-channelz would serve to others, from where it has it.
+
+
+def server_ids() -> set[int]:
+    """The gRPC servers of this process."""
+    return {int(server["ref"]["serverId"]) for server in json.loads(cygrpc.channelz_get_servers(0)).get("server", ())}
+
+
+def open_calls(server_id: int) -> int:
+    """The calls of a gRPC server that have begun and not ended."""
+    data = json.loads(cygrpc.channelz_get_server(server_id))["server"]["data"]
+    return int(data["callsStarted"]) - int(data["callsSucceeded"]) - int(data["callsFailed"])

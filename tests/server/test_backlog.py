@@ -1,0 +1,74 @@
+"""The wait of calls that no handler has been given yet, from how many there are and how fast they are taken up."""
+
+from __future__ import annotations
+
+import pytest
+
+from server.api.backlog import LOOK_CALLS, PAUSE_SECONDS, Backlog
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def take(backlog: Backlog, clock: Clock, calls: int, seconds: float) -> None:
+    """Handlers are given calls, so many seconds apart, and end each at once."""
+    for _ in range(calls):
+        clock.now += seconds
+        backlog.enter()
+        backlog.leave()
+
+
+def test_the_wait_is_the_time_that_those_before_take():
+    clock = Clock()
+    backlog = Backlog(lambda: 501, clock=clock)
+    take(backlog, clock, LOOK_CALLS, 0.0004)
+    assert backlog.calls == 500  # the one that is being handled does not wait
+    assert backlog.seconds == pytest.approx(0.2)
+
+
+def test_calls_that_handlers_have_do_not_wait():
+    clock = Clock()
+    opened = [40]
+    backlog = Backlog(lambda: opened[0], clock=clock)
+    for _ in range(40):
+        clock.now += 0.001
+        backlog.enter()
+    take(backlog, clock, LOOK_CALLS, 0.001)
+    assert backlog.seconds == 0.0
+    opened[0] = 50
+    take(backlog, clock, LOOK_CALLS, 0.001)
+    assert backlog.seconds == pytest.approx(0.009)
+
+
+def test_a_server_that_is_not_busy_does_not_look():
+    looks = []
+    clock = Clock()
+    backlog = Backlog(lambda: looks.append(clock.now) or 0, clock=clock)
+    take(backlog, clock, LOOK_CALLS - 1, 1.0)
+    assert looks == []
+    take(backlog, clock, 1, 1.0)
+    assert len(looks) == 1
+
+
+def test_the_time_before_a_burst_does_not_count():
+    """After an hour of silence a crowd comes: it takes as long as its calls take, and not hours."""
+    clock = Clock()
+    backlog = Backlog(lambda: 101, clock=clock)
+    clock.now += 3600
+    take(backlog, clock, LOOK_CALLS, 0.0002)
+    assert backlog.seconds <= 100 * (PAUSE_SECONDS + LOOK_CALLS * 0.0002) / LOOK_CALLS
+
+
+def test_the_wait_ends_with_the_backlog():
+    clock = Clock()
+    opened = [1000]
+    backlog = Backlog(lambda: opened[0], clock=clock)
+    take(backlog, clock, LOOK_CALLS, 0.001)
+    assert backlog.seconds > 0.9
+    opened[0] = 1
+    take(backlog, clock, LOOK_CALLS, 0.001)
+    assert (backlog.seconds, backlog.calls) == (0.0, 0)
