@@ -10,7 +10,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TypeVar
 
 import msgspec
 from rich.box import SIMPLE_HEAD
@@ -20,7 +19,7 @@ from rich.table import Table
 
 from bench.environment import describe_environment
 from bench.peers.engine import load_engines
-from bench.peers.registry import FEWSTEP, PEERS, Peer
+from bench.peers.registry import FEWSTEP, PEERS, Peer, find_peer
 from models.machine import ROOT
 
 from .agreement import Disagreement, check_agreement
@@ -31,7 +30,6 @@ from .scenarios import BARE, DIFFUSERS, LARGE, NATIVE, SCORER, SMALL, Bench, Sce
 from .servers import Running, running
 
 LOOP_TITLES = {BARE: "bare loop, no server", DIFFUSERS: "diffusers' loop, no server", NATIVE: "fewstep, fewstep.v1"}
-T = TypeVar("T")
 ENGINE_THREADS = 1
 """What the server takes on two cores, and so everybody."""
 EXPORT_TIMEOUT = 900.0
@@ -43,8 +41,10 @@ class CompareError(Exception):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m bench compare`."""
-    for option, known in (("--scenarios", [*all_scenarios()]), ("--peers", [*PEERS])):
-        parser.add_argument(option, type=_names, default=known, help=f"of {', '.join(known)}; default: all")
+    known = [*all_scenarios()]
+    parser.add_argument("--scenarios", type=_names, default=known, help=f"of {', '.join(known)}; default: all")
+    peers = f"of {', '.join(PEERS)}; default: all. NAME@MS: with batches that wait so many milliseconds to be filled"
+    parser.add_argument("--peers", type=_names, default=[*PEERS], help=peers)
     parser.add_argument(
         "--repository", type=Path, help="bundles of the models; default: exported into OUTPUT/repository"
     )
@@ -58,15 +58,11 @@ def _names(text: str) -> list[str]:
 
 def main(options: argparse.Namespace, console: Console) -> int:
     """Compare, print the goals and write everything down; 1 where the servers do not agree or cannot be started."""
-    scenarios = _chosen("scenarios", options.scenarios, all_scenarios())
-    peers = _chosen("peers", options.peers, PEERS)
-    if FEWSTEP not in peers:
-        peers = {FEWSTEP: PEERS[FEWSTEP], **peers}
+    scenarios = _chosen_scenarios(options.scenarios)
+    peers = _chosen_peers(options.peers)
     plan = QUICK if options.quick else FULL
     try:
-        comparison = compare(
-            *(plan, [*scenarios.values()], [*peers.values()], options.repository, options.output), console=console
-        )
+        comparison = compare(*(plan, scenarios, peers, options.repository, options.output), console=console)
     except (CompareError, Disagreement) as error:
         console.print(f"python -m bench compare: {error}")
         return 1
@@ -78,11 +74,23 @@ def main(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _chosen(option: str, names: Sequence[str], known: Mapping[str, T]) -> dict[str, T]:
+def _chosen_scenarios(names: Sequence[str]) -> list[Scenario]:
+    known = all_scenarios()
     unknown = [name for name in names if name not in known]
     if unknown or not names:
-        raise ValueError(f"{option}: must be of {', '.join(known)}, got {', '.join(unknown) or 'none'}")
-    return {name: known[name] for name in known if name in names}
+        raise ValueError(f"scenarios: must be of {', '.join(known)}, got {', '.join(unknown) or 'none'}")
+    return [scenario for name, scenario in known.items() if name in names]
+
+
+def _chosen_peers(names: Sequence[str]) -> list[Peer]:
+    """fewstep, whose numbers all others stand beside, and the others in the order of the names."""
+    if not names:
+        raise ValueError(f"peers: must be of {', '.join(PEERS)}, got none")
+    try:
+        found = {name: find_peer(name) for name in names}
+    except ValueError as error:
+        raise ValueError(f"peers: {error}") from None
+    return [PEERS[FEWSTEP], *(peer for name, peer in found.items() if name != FEWSTEP)]
 
 
 def compare(
@@ -123,7 +131,7 @@ def compare(
             )
         )
         for name, reason in left_out.items():
-            console.print(f"{PEERS[name].title} is left out: {reason.partition(chr(10))[0]}")
+            console.print(f"{find_peer(name).title} is left out: {reason.partition(chr(10))[0]}")
         if FEWSTEP not in {server.name for server in servers}:
             raise CompareError(f"fewstep did not start: {left_out.get(FEWSTEP)}")
         bar.update(task, description="all compute the same")

@@ -48,7 +48,7 @@ class PeerProcess(ServingProcess):
         command = [str(python), "-m", f"bench.peers.{peer.module}", "--repository", str(repository.resolve())]
         super().__init__(
             peer.title,
-            [*command, "--port", str(port), *arguments],
+            [*command, "--port", str(port), *peer.arguments, *arguments],
             log,
             environment=_variables(python, peer),
             start_timeout=START_TIMEOUT,

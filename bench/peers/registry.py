@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Protocol = Literal["native", "oip", "http"]
@@ -13,7 +13,7 @@ Protocol = Literal["native", "oip", "http"]
 class Peer:
     """A server to compare with.
 
-    module: below `bench.peers`, run as a process of its own; None: `python -m server` with `arguments`.
+    module: below `bench.peers`, run as a process of its own; None: `python -m server`. arguments: of either.
     environment: name of the Python environment that it runs in, see `environments`; None: this one.
     package: whose version stands for the peer's. health: of an HTTP server, the path that answers 200 when it is ready.
     variables: of its environment.
@@ -55,3 +55,26 @@ PEERS = {
         Peer("grpc", "grpcio, no batching", "oip", "plain_grpc", package="grpcio"),
     )
 }
+
+
+def find_peer(name: str) -> Peer:
+    """A peer by its name, or by NAME@MILLISECONDS: with batches that may wait so long to be filled.
+
+    Raises:
+        ValueError: there is none, or its batches have no such setting.
+    """
+    known, at, delay = name.partition("@")
+    peer = PEERS.get(known)
+    if peer is None:
+        raise ValueError(f"must be of {', '.join(PEERS)}, got {name}")
+    if not at:
+        return peer
+    if peer.environment is None:
+        raise ValueError(f"{known} has no delay that could be {delay or 'empty'}")
+    try:
+        seconds = float(delay) / 1e3
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < 60:
+        raise ValueError(f"a delay is a number of milliseconds, got {name}")
+    return replace(peer, name=name, title=f"{peer.title}, {delay} ms", arguments=("--delay", repr(seconds)))

@@ -27,6 +27,10 @@ TINY = Plan(
         (["--scenarios", "idle,absent"], "scenarios: must be of idle, small"),
         (["--peers", "absent"], "peers: must be of fewstep, fewstep-request, triton"),
         (["--peers", ""], "got none"),
+        (["--peers", "triton@soon"], "a delay is a number of milliseconds, got triton@soon"),
+        (["--peers", "triton@-1"], "a delay is a number of milliseconds, got triton@-1"),
+        (["--peers", "grpc@2"], "peers: grpc has no delay"),
+        (["--peers", "absent@2"], "peers: must be of fewstep, fewstep-request, triton"),
     ],
 )
 def test_unknown_names_are_wrong_usage(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
