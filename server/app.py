@@ -160,6 +160,7 @@ class App:
                 ("grpc.max_allowed_incoming_connections", config.limits.max_connections),
                 ("grpc.server_handshake_timeout_ms", round(HANDSHAKE_SECONDS * 1000)),
                 ("grpc.so_reuseport", 0),
+                ("grpc.enable_channelz", 1),  # whose counts tell the backlog
                 # Compressed messages are refused: gRPC would unpack one to any size and then look at the bound.
                 ("grpc.compression_enabled_algorithms_bitset", 1 << grpc.Compression.NoCompression),
             ],

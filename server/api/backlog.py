@@ -65,4 +65,6 @@ def server_ids() -> set[int]:
 def open_calls(server_id: int) -> int:
     """The calls of a gRPC server that have begun and not ended."""
     data = json.loads(cygrpc.channelz_get_server(server_id))["server"]["data"]
-    return int(data["callsStarted"]) - int(data["callsSucceeded"]) - int(data["callsFailed"])
+    # Some versions leave out what is 0.
+    started, succeeded, failed = (int(data.get(f"calls{name}", 0)) for name in ("Started", "Succeeded", "Failed"))
+    return started - succeeded - failed
