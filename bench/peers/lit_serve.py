@@ -10,6 +10,7 @@ Why these settings:
 
 # No `from __future__ import annotations`: LitServe reads the annotations of these methods at run time.
 
+from abc import abstractmethod
 from pathlib import Path
 from typing import Annotated
 
@@ -42,8 +43,9 @@ class Batching(litserve.LitAPI):
     def setup(self, device: str) -> None:
         self.engines = load_engines(Path(self.repository), self.threads)
 
+    @abstractmethod
     def read(self, query: dict[str, str], body: bytes) -> Job:
-        raise NotImplementedError
+        """The job that a request's query and body ask for."""
 
     def decode_request(self, request: Call) -> Job:
         try:

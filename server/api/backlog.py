@@ -34,8 +34,18 @@ class Backlog:
         self._last = clock()
         self.calls = 0
         """How many waited at the last look."""
-        self.seconds = 0.0
-        """How long the one that is taken up next has waited, about: that long it takes to take up so many."""
+        self._seconds = 0.0
+        self._looked_at = self._last
+
+    @property
+    def seconds(self) -> float:
+        """How long the call that is taken up next has waited, about, and at least.
+
+        At the last look that was as long as it takes to take up so many; since then as many seconds of it have gone by.
+        """
+        if not self._seconds:
+            return 0.0
+        return max(0.0, self._seconds - (self._clock() - self._looked_at))
 
     def enter(self) -> None:
         """A handler has got a call."""
@@ -46,7 +56,8 @@ class Backlog:
         self._taken += 1
         if self._taken >= LOOK_CALLS:
             self.calls = max(0, self._open_calls() - self._handled)
-            self.seconds = self.calls * self._spent / self._taken
+            self._seconds = self.calls * self._spent / self._taken
+            self._looked_at = now
             self._taken, self._spent = 0, 0.0
 
     def leave(self) -> None:

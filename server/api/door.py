@@ -46,7 +46,7 @@ class Door(grpc.GenericRpcHandler):  # type: ignore[type-arg]
         self._methods: dict[str, tuple[Handler[Any, Any], Handler[Any, Any]]] = {}
         self._turned_away = 0
         self._told_at = clock()
-        self._refused: tuple[Overloaded, grpc.Status] | None = None
+        self._refused: tuple[int, Overloaded, grpc.Status] | None = None
 
     def add(self, service: grpc.GenericRpcHandler[Any, Any]) -> None:
         """Add a service whose calls may be turned away."""
@@ -85,8 +85,9 @@ class Door(grpc.GenericRpcHandler):  # type: ignore[type-arg]
             self._backlog.enter()
             try:
                 left = context.time_remaining()
-                if left is not None and left < self._backlog.seconds:
-                    await self._turn_away(name, context)
+                waited = self._backlog.seconds
+                if left is not None and left < waited:
+                    await self._turn_away(name, context, waited)
                 request = requests if handler.request_streaming else await _first(requests)
                 if handler.response_streaming:
                     async with aclosing(behaviour(request, context)) as responses:
@@ -99,25 +100,23 @@ class Door(grpc.GenericRpcHandler):  # type: ignore[type-arg]
 
         return grpc.stream_stream_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)
 
-    async def _turn_away(self, name: str, context: Any) -> None:
-        error, status = self._refusal()
+    async def _turn_away(self, name: str, context: Any, waited: float) -> None:
+        error, status = self._refusal(waited)
         call = Call(request_id_of(context.invocation_metadata()), name)
-        self._metrics.observe_call(
-            name, "", status.code.name, error.retry_seconds, request_id=call.request_id, error=str(error)
-        )
+        self._metrics.observe_call(name, "", status.code.name, waited, request_id=call.request_id, error=str(error))
         self._turned_away += 1
         if (now := self._clock()) >= self._told_at + TELL_SECONDS:
             log.warning("%d calls turned away unread: %s", self._turned_away, error)
             self._turned_away, self._told_at = 0, now
         await abort(context, status, call)
 
-    def _refusal(self) -> tuple[Overloaded, grpc.Status]:
+    def _refusal(self, waited: float) -> tuple[Overloaded, grpc.Status]:
         """What calls are told now; made once for each look at the backlog, as it takes longer than all the rest."""
-        seconds, calls = self._backlog.seconds, self._backlog.calls
-        if self._refused is None or self._refused[0].retry_seconds != seconds:
-            error = Overloaded(f"{calls} calls wait to be read, and this one has waited for most of its time", seconds)
-            self._refused = (error, status_of(error))
-        return self._refused
+        if self._refused is None or self._refused[0] != self._backlog.calls:
+            calls = self._backlog.calls
+            error = Overloaded(f"{calls} calls wait to be read, and this one has waited for most of its time", waited)
+            self._refused = (calls, error, status_of(error))
+        return self._refused[1:]
 
 
 async def _first(requests: AsyncIterator[Any]) -> Any:

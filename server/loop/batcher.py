@@ -193,8 +193,11 @@ class Batcher:
 
     # -- schedule -----------------------------------------------------------------------------
 
-    def schedule(self) -> tuple[Batch | None, list[tuple[Job, ServerError | None]]]:
-        """The next batch, or None when nothing can run; and the jobs that turned out to be late."""
+    def schedule(self, begins: float = 0.0) -> tuple[Batch | None, list[tuple[Job, ServerError | None]]]:
+        """The next batch, or None when nothing can run; and the jobs that turned out to be late.
+
+        begins: when the batch can begin, on a device that is still busy; whoever cannot make it from then on is late.
+        """
         ended: list[tuple[Job, ServerError | None]] = []
         now = self._clock()
         self._end_late(now, ended)
@@ -205,7 +208,7 @@ class Batcher:
             group = self._next_group()
             if group is None:
                 return None, ended
-            rows = self._take(group, now, ended)
+            rows = self._take(group, max(now, begins), ended)
             if rows:
                 break
         batch = Batch.of(*group, rows)
@@ -240,14 +243,14 @@ class Batcher:
         )
         return min(candidates, default=(0.0, (0.0, 0), None), key=lambda candidate: candidate[:2])[2]
 
-    def _take(self, group: Group, now: float, ended: list[tuple[Job, ServerError | None]]) -> list[Row]:
+    def _take(self, group: Group, begins: float, ended: list[tuple[Job, ServerError | None]]) -> list[Row]:
         queue = self._ready[group]
         limit = self.prediction.batch_rows(group[:2])
         rows: list[Row] = []
         taken = 0
         while queue:
             row = queue[0][2]
-            if self._ends_early(row, now, ended):
+            if self._ends_early(row, begins, ended):
                 heapq.heappop(queue)
                 self._leave(row, ended)
                 continue
@@ -272,8 +275,8 @@ class Batcher:
         within = int(self._limits.turn_seconds / seconds)
         return max(1, min(self._turn, within, *(row.alike for row in batch.rows)))
 
-    def _ends_early(self, row: Row, now: float, ended: list[tuple[Job, ServerError | None]]) -> bool:
-        """Whether a row is to leave before its next step; ends its job the first time.
+    def _ends_early(self, row: Row, begins: float, ended: list[tuple[Job, ServerError | None]]) -> bool:
+        """Whether a row is to leave before its next step, which can begin then; ends its job the first time.
 
         A job is late when even full batches, one right after the other, would miss its deadline:
         what it still took would be lost for the others.
@@ -286,7 +289,7 @@ class Batcher:
         network = (job.model, row.current.network)
         width = min(self._models[job.model].in_flight, self.prediction.batch_rows(network))
         left = len(row.program.lines) - row.line
-        if job.deadline >= now + left * self.prediction.round_seconds(network, width):
+        if job.deadline >= begins + left * self.prediction.round_seconds(network, width):
             return False
         error = DeadlineExceeded(f"{left} steps are left, and the deadline comes before they can be taken")
         ended.append((job, self._end(job, error, "late")))

@@ -212,7 +212,7 @@ class Engine:
                     self._changed.wait(early)
                 if self._stopping:
                     return None
-                batch, ended = self.batcher.schedule()
+                batch, ended = self.batcher.schedule(self._free_at())
                 if batch is not None:
                     self._flights.append(_Flight(batch, self._clock(), [row.line for row in batch.rows]))
                 elif not ended and not self._flights:
@@ -227,9 +227,18 @@ class Engine:
         """How long a busy device can go without the next batch; 0 or less where it must be given now."""
         if not self._flights or self._step_began is None:
             return 0.0
-        batch = self._flights[0].batch
-        seconds = self.batcher.prediction.round_seconds((batch.model, batch.network), batch.network_rows)
-        return self._step_began + SAFE_SHARE * batch.steps * seconds - LEAD_SECONDS - self._clock()
+        return self._step_began + SAFE_SHARE * self._predicted(self._flights[0]) - LEAD_SECONDS - self._clock()
+
+    def _free_at(self) -> float:
+        """When the device is predicted to have run all that it has been given; 0 where it has nothing."""
+        if self._step_began is None:
+            return 0.0
+        return self._step_began + sum(self._predicted(flight) for flight in self._flights)
+
+    def _predicted(self, flight: _Flight) -> float:
+        """The seconds that a flight is predicted to take; 0 where nothing is known."""
+        batch = flight.batch
+        return batch.steps * self.batcher.prediction.round_seconds((batch.model, batch.network), batch.network_rows)
 
     def _enqueue(self, batch: Batch) -> None:
         """Give the device the newest flight's batch. What fails is a failure of its rows, not of the loop."""

@@ -7,7 +7,7 @@ from collections import deque
 
 import pytest
 
-from server.errors import Cancelled, Internal
+from server.errors import Cancelled, DeadlineExceeded, Internal
 from server.types import Batch, Job
 
 from .world import MODEL, World
@@ -86,6 +86,23 @@ def test_a_caller_who_leaves_takes_the_row_along_after_the_steps_that_were_given
     world.complete()
     assert world.enqueue() is None
     assert world.batcher.rows_in_flight == 0
+
+
+def test_a_job_is_late_by_when_its_step_can_begin():
+    """Not by when it is given to a device that is still busy: its step would then be taken in vain."""
+    world = Ahead(2)
+    for _ in range(3):
+        world.submit(1)
+        world.enqueue()
+        world.complete(seconds=1.0)
+    start = world.now
+    world.submit(1)
+    world.enqueue()
+    tight, loose = world.submit(1, deadline=start + 1.5), world.submit(1, deadline=start + 2.5)
+    batch, ended = world.batcher.schedule(start + 1.0)
+    assert [job for job, _ in ended] == [tight]
+    assert isinstance(ended[0][1], DeadlineExceeded)
+    assert batch.rows == loose.rows
 
 
 def alone(world: Ahead, **options) -> list[int]:

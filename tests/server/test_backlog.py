@@ -32,16 +32,16 @@ def test_the_wait_is_the_time_that_those_before_take():
 
 def test_calls_that_handlers_have_do_not_wait():
     clock = Clock()
-    opened = [40]
+    opened = [LOOK_CALLS]
     backlog = Backlog(lambda: opened[0], clock=clock)
-    for _ in range(40):
+    for _ in range(LOOK_CALLS):
         clock.now += 0.001
         backlog.enter()
     take(backlog, clock, LOOK_CALLS, 0.001)
     assert backlog.seconds == 0.0
-    opened[0] = 50
+    opened[0] = LOOK_CALLS + 10
     take(backlog, clock, LOOK_CALLS, 0.001)
-    assert backlog.seconds == pytest.approx(0.009)
+    assert backlog.seconds == pytest.approx(0.009)  # beside the one that is being handled
 
 
 def test_a_server_that_is_not_busy_does_not_look():
@@ -72,3 +72,14 @@ def test_the_wait_ends_with_the_backlog():
     opened[0] = 1
     take(backlog, clock, LOOK_CALLS, 0.001)
     assert (backlog.seconds, backlog.calls) == (0.0, 0)
+
+
+def test_calls_that_are_no_more_do_not_wait():
+    """After the last of a crowd nobody looks: what it said is forgotten as fast as it would have been worked off."""
+    clock = Clock()
+    backlog = Backlog(lambda: 501, clock=clock)
+    take(backlog, clock, LOOK_CALLS, 0.001)
+    clock.now += 0.4
+    assert backlog.seconds == pytest.approx(0.1)
+    clock.now += 3600
+    assert backlog.seconds == 0.0
