@@ -17,6 +17,9 @@ from .contents import Content, long_content
 from .malformed import diverging, garbage, mangled, poisoned, refused, with_unknown_fields
 from .requests import INFER, INFER_STREAM, KILLED, METHODS, PATIENCE, SAMPLE, SCORE, STREAM, Request
 
+LATE = "OK DEADLINE_EXCEEDED RESOURCE_EXHAUSTED"
+"""What a call with little time may end with: in a crowd it may be turned away before it is read."""
+
 
 @dataclass
 class Drawer:
@@ -148,12 +151,12 @@ def _cancel_stream(d: Drawer, number: int) -> Request:
 
 
 def _hopeless(d: Drawer, number: int) -> Request:
-    return _unary("hopeless deadline", number, d.long(), "OK DEADLINE_EXCEEDED", timeout=d.seconds(1e-6, 5e-3))
+    return _unary("hopeless deadline", number, d.long(), LATE, timeout=d.seconds(1e-6, 5e-3))
 
 
 def _tight(d: Drawer, number: int) -> Request:
     content, make = d.rng.choice(((d.long(), _stream), (d.streamed(), _stream), (d.content(), _unary)))
-    return make("tight deadline", number, content, "OK DEADLINE_EXCEEDED", timeout=d.seconds(5e-3, 2.0))
+    return make("tight deadline", number, content, LATE, timeout=d.seconds(5e-3, 2.0))
 
 
 def _generous(d: Drawer, number: int) -> Request:

@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 
 Handler = grpc.RpcMethodHandler
 
-STANDING_SECONDS = 0.01
-"""From here on calls are looked at before they are read."""
+STANDING_SECONDS = 0.05
+"""From here on calls are looked at before they are read: a shorter wait is no overload, and a few calls at once."""
 
 TELL_SECONDS = 1.0
 """How often the log tells of those turned away, at most."""
