@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -230,6 +232,7 @@ class Repository:
         self._models = dict(sorted([*self._models.items(), (place, model)], key=lambda item: item[0]))
         if old is not None:
             self._engines.remove_model(old.key)
+        _give_memory_back()
         log.info("loaded %s version %d: %s", *place, ", ".join(model.card.networks))
         return model
 
@@ -265,7 +268,18 @@ class Repository:
         place = (model.key.name, model.key.version)
         self._models = {key: other for key, other in self._models.items() if key != place}
         self._engines.remove_model(model.key)
+        _give_memory_back()
         log.info("unloaded %s version %d", *place)
+
+
+def _give_memory_back() -> None:
+    """Return to the system what was freed.
+
+    glibc keeps much of what models had: 150 MB after five reloads of the zoo, by a server that takes 390.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:  # not in every C library
+        trim(0)
 
 
 def _is_as_loaded(directory: Path, model: Model) -> bool:

@@ -175,9 +175,9 @@ def test_the_engine_thread_never_dies_silently(repository: Path):
         batcher = server.engine.batcher
         schedule = batcher.schedule
 
-        def broken():
+        def broken(begins: float):
             if batcher.idle:  # the engine may not have come back yet from the step that was just answered
-                return schedule()
+                return schedule(begins)
             raise RuntimeError("scheduler bug")
 
         batcher.schedule = broken
