@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from server.client import FewstepClient, SampleOptions, Scores
+from server.client import FewstepClient, RefineOptions, SampleOptions, Scores
 
 from .. import board
 from ..percentiles import percentile
@@ -37,6 +37,20 @@ OTHERS = (
     Method("EBM prior", "digits-latent", {"parameters": {"langevin_steps": 30}}),
 )
 """What is shown of the other models, as far as they are there."""
+GUIDANCE = (0.0, 1.0, 4.0)
+GUIDED_STEPS = 20
+REFINEMENTS: tuple[tuple[str, str, RefineOptions], ...] = (
+    ("digits-vdrme", "Langevin", {"method": "langevin", "steps": 50}),
+    ("digits-vdrme", "no noise", {"method": "langevin", "steps": 50, "temperature": 0.0}),
+    (
+        "digits-vdrme",
+        "MALA, |x| < 2",  # which rejects what leaves the box: pixels of digits lie on the edge of theirs
+        {"method": "langevin", "steps": 50, "step_size": 0.01, "parameters": {"metropolis": 1, "low": -2, "high": 2}},
+    ),
+    ("digits-hat", "transition", {"method": "transition", "steps": 1}),
+)
+"""What is done to digits with noise on them, as far as the models are there."""
+NOISE = 0.3
 SAMPLES = 400
 """For each FD-digits: what two cores draw in half a minute. About as many as there are test images, whose figure is
 therefore a fair floor; `python -m bench quality` takes 2000, whose figures are lower (`models.metrics.frechet`)."""
@@ -111,6 +125,7 @@ class Demo:
         models = client.models()
         names = [model.name for model in models]
         vdrme_steps = client.describe(VDRME).accepted_steps if VDRME in names else ()
+        self._names = names
         self.methods = methods_for(names, vdrme_steps)
         self.has_board = board.MODEL in names
         scoring = [model.name for model in models if model.scores and model.name != board.MODEL]
@@ -150,6 +165,57 @@ class Demo:
             label = f"{line.nfe} NFE" if line.m is None else f"{line.nfe} NFE\nm = {line.m:g}"
             groups.setdefault(f"{method.name}  ({method.model})", []).append(
                 SampleRow(label, f"FD {line.frechet:.1f}", images)
+            )
+        return groups
+
+    def guided(self) -> dict[str, list[SampleRow]]:
+        """The labels 0 to 9 in turn, by guidance's own sampler at several weights, from the same seed."""
+        from ..pictures import SampleRow
+
+        if DIFFUSION not in self._names:
+            return {}
+        self._step("guidance")
+        rows = []
+        for weight in GUIDANCE:
+            drawn = self._client.sample(
+                DIFFUSION,
+                sampler="ancestral",
+                steps=GUIDED_STEPS,
+                guidance=weight,
+                labels=[place % 10 for place in range(SHOWN)],
+                count=SHOWN,
+                seed=SEED,
+            )
+            rows.append(SampleRow(f"{drawn.nfe} NFE\nw = {weight:g}", "", drawn.images))
+        return {f"Guidance, its own sampler, asked for 0 to 9  ({DIFFUSION})": rows}
+
+    def refined(self) -> dict[str, list[SampleRow]]:
+        """Test digits with noise on them, and what each model's refinements make of them; with mean energies."""
+        from models.data import load_digits_split
+
+        from ..pictures import SampleRow
+
+        clean = load_digits_split().test.images[:SHOWN]
+        noise = np.random.default_rng(SEED).standard_normal(clean.shape, np.float32)
+        given = np.clip(clean + NOISE * noise, -1, 1).astype(np.float32)
+        groups: dict[str, list[SampleRow]] = {}
+        for model, name, options in REFINEMENTS:
+            if model not in self._names:
+                continue
+            self._step(f"refinement, {name}")
+            chosen: RefineOptions = {**options, "seed": SEED}
+            found = self._client.refine(model, given, **chosen)
+            rows = groups.setdefault(f"Digits with noise, refined  ({model})", [])
+            if not rows:
+                rows.append(SampleRow("given", f"E {found.energy_before.mean():.3g}", given))
+            rows.append(
+                SampleRow(
+                    f"{name}\n{found.gradient_passes} gradients"
+                    if found.gradient_passes
+                    else f"{name}\n{found.nfe} NFE",
+                    f"E {found.energy_after.mean():.3g}",
+                    found.images,
+                )
             )
         return groups
 

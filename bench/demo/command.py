@@ -107,7 +107,7 @@ def _run(
         demo = Demo(client, step)
         status = client.status()
         lines, floor = demo.samplers()
-        groups = demo.pictures(lines)
+        groups = {**demo.pictures(lines), **demo.guided(), **demo.refined()}
         plane = demo.checkerboard()
         scored = demo.scores()
         others = demo.other_scores()
