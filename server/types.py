@@ -92,7 +92,8 @@ class Job:
     on_preview, where given, is called with row 0 and the line (from 0) after each of its steps; `preview` is None where
     a step left the sample alone.
     trace: where the engine writes the steps of a call that is traced.
-    device, work: which of several devices it runs on, and the seconds that it is predicted to take there.
+    device, work: which of several devices it runs on, and the seconds that it is predicted to take there. Where its
+    rows are shared out, each device has a job with its part of them instead (`server.loop.split`).
     """
 
     model: ModelKey

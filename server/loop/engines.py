@@ -1,16 +1,19 @@
-"""The engines of all devices as one: a request runs on the device with the least work before it."""
+"""The engines of all devices as one: a request runs where it is done first, its rows on several devices if need be."""
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from ..errors import ServerError
 from ..types import Job, ModelKey, Row
 from .admission import MAX_RETRY_SECONDS, MIN_RETRY_SECONDS
 from .engine import Engine
 from .load import ModelLoad
 from .protocols import Runner
+from .split import Line, Split, share_out
 
 
 class Totals(NamedTuple):
@@ -32,6 +35,9 @@ class Engines:
 
     def __init__(self, engines: Sequence[Engine]) -> None:
         self._engines = tuple(engines)
+        self._splits: dict[Job, Split] = {}
+        self._lock = threading.Lock()
+        self._uncounted = 0  # parts that engines count as requests, beyond the one that stands for its request
 
     def __iter__(self) -> Iterator[Engine]:
         return iter(self._engines)
@@ -42,23 +48,61 @@ class Engines:
     # -- requests -------------------------------------------------------------------------------
 
     def submit(self, job: Job) -> None:
-        """Queue a job on the device that is predicted to have done its work first.
+        """Queue a job: its rows go where they are predicted to be done first, on one device or shared out.
 
         Raises: as `Engine.submit`.
         """
-        if len(self._engines) > 1:
-            job.device = min(range(len(self._engines)), key=lambda place: self._engines[place].batcher.work)
-            program = job.rows[0].program
-            width = len(job.rows) * job.rows[0].network_rows
-            # What this device has not run yet another one may have; where nothing is known, lines are counted.
-            devices = (self._engines[job.device], *self._engines)
-            known = (e.batcher.prediction.usual_seconds(job.model, program.line_counts, width) for e in devices)
-            job.work = next(filter(None, known), 1e-6 * len(job.rows) * len(program.lines))
-        self._engines[job.device].submit(job)
+        if len(self._engines) == 1:
+            self._engines[0].submit(job)
+            return
+        lines = self._lines(job)
+        widths = share_out(len(job.rows), lines)
+        works = [line.seconds(width) - line.ahead for line, width in zip(lines, widths, strict=True)]
+        if max(widths) == len(job.rows):
+            job.device = widths.index(len(job.rows))
+            job.work = works[job.device]
+            self._engines[job.device].submit(job)
+        else:
+            self._submit_split(job, Split(job, widths, works, self._forget))
+
+    def _submit_split(self, job: Job, split: Split) -> None:
+        self._splits[job] = split
+        try:
+            split.submit(self._engines)
+        except ServerError:
+            self._forget(job)
+            self._discount(split.taken)
+            raise
+        self._discount(split.taken - 1)
+
+    def _discount(self, parts: int) -> None:
+        with self._lock:
+            self._uncounted += parts
+
+    def _lines(self, job: Job) -> list[Line]:
+        """What each device has before it, and what a job's rows cost there.
+
+        What a device has not run yet another one may have; where nothing is known, steps are counted.
+        """
+        program, wide = job.rows[0].program, job.rows[0].network_rows
+        known = [engine.batcher.prediction.usual_cost(job.model, program.line_counts) for engine in self._engines]
+        usual = next(filter(None, known), (0.0, 1e-6 * len(program.lines)))
+        costs = [cost or usual for cost in known]
+        return [
+            Line(engine.batcher.work, fixed, wide * per_row)
+            for engine, (fixed, per_row) in zip(self._engines, costs, strict=True)
+        ]
+
+    def _forget(self, job: Job) -> None:
+        self._splits.pop(job, None)
 
     def cancel(self, job: Job) -> None:
         """The caller is gone; `on_done` is not called."""
-        self._engines[job.device].cancel(job)
+        split = self._splits.pop(job, None)
+        if split is not None:
+            split.cancel()
+        else:
+            self._engines[job.device].cancel(job)
 
     def retry_seconds(self, rows: int) -> float:
         """A sensible delay before trying again behind `rows` rows."""
@@ -126,15 +170,16 @@ class Engines:
     def totals(self) -> Totals:
         """Without a lock: numbers of one moment each."""
         batchers = [engine.batcher for engine in self._engines]
+        further = sum(max(0, split.open - 1) for split in list(self._splits.values()))
         left: Counter[str] = Counter()
         for batcher in batchers:
             left.update(dict(batcher.counters.rows_left))  # a copy: the engine's thread may add a reason meanwhile
         return Totals(
-            requests_open=sum(batcher.jobs for batcher in batchers),
+            requests_open=sum(batcher.jobs for batcher in batchers) - further,
             rows_in_flight=sum(batcher.rows_in_flight for batcher in batchers),
             rows_waiting=sum(batcher.admission.waiting_rows for batcher in batchers),
             bytes_waiting=sum(batcher.admission.waiting_bytes for batcher in batchers),
-            requests=sum(batcher.counters.jobs for batcher in batchers),
+            requests=sum(batcher.counters.jobs for batcher in batchers) - self._uncounted,
             batches=sum(batcher.counters.batches for batcher in batchers),
             batch_rows=sum(batcher.counters.batch_rows for batcher in batchers),
             rows_left=dict(left),

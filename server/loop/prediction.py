@@ -77,12 +77,16 @@ class Prediction:
         seconds = batches * cost.seconds(network_rows / batches)
         return seconds if self._clock() - cost.recorded_at <= STALE_SECONDS + 2.0 * seconds else 0.0
 
-    def usual_seconds(self, model: ModelKey, lines: Lines, network_rows: int) -> float:
-        """Time for a program by itself, by what its networks last took, however long ago; 0 where one never ran."""
-        costs = [(self._costs.get((model, network)), count) for (network, _), count in lines.items()]
-        if any(cost is None for cost, _ in costs):
-            return 0.0
-        return sum(count * cost.seconds(network_rows) for cost, count in costs if cost is not None)
+    def usual_cost(self, model: ModelKey, lines: Lines) -> tuple[float, float] | None:
+        """(fixed, per network row) of a program by itself, as its networks were last seen, however long ago.
+
+        None where one never ran.
+        """
+        fits = [(self._costs.get((model, network)), count) for (network, _), count in lines.items()]
+        if any(cost is None for cost, _ in fits):
+            return None
+        costs = [(cost.fit, count) for cost, count in fits if cost is not None]
+        return sum(count * fixed for (fixed, _), count in costs), sum(count * each for (_, each), count in costs)
 
     def run_seconds(self, model: ModelKey, lines: Lines, network_rows: int) -> float:
         """Time for a program whose rows have slots: one round a line, of `network_rows` with its own among them."""

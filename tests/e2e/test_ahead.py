@@ -193,7 +193,7 @@ def held(server: RunningServer) -> Iterator[None]:
 
 
 def test_several_devices_share_the_requests(repository: Path):
-    """Each request runs on one device, a crowd on all; answers, totals and models are those of one server.
+    """A crowd runs on both, a request on one or both; answers, totals and models are those of one server.
 
     Both devices are held until all of the crowd is there, so that who goes where follows from what is predicted alone.
     """
@@ -210,14 +210,34 @@ def test_several_devices_share_the_requests(repository: Path):
             assert error <= 1e-4 * max(1.0, float(np.abs(offline_images).max())), name
         shares = [engine.batcher.counters.jobs for engine in server.app.engines]
         assert min(shares) > 0
-        assert sum(shares) == len(REQUESTS)
         assert abs(work[0] - work[1]) <= longest
         assert [engine.batcher.work for engine in server.app.engines] == pytest.approx([0.0, 0.0], abs=1e-9)
         status = server.call("Models", "GetServerStatus", pb.GetServerStatusRequest(), pb.GetServerStatusResponse)
-        assert status.requests_total == sum(shares)
+        assert status.requests_total == len(REQUESTS)
         assert status.ready
         unload = pb.UnloadModelRequest(model="digits-ddpm")
         server.call("Models", "UnloadModel", unload, pb.UnloadModelResponse)
         with pytest.raises(grpc.RpcError) as raised:
             server.sample(pb.SampleRequest(model="digits-ddpm"))
         assert raised.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+def test_the_rows_of_one_request_are_shared_out(repository: Path):
+    """Samples, energies and the steps that are shown come from two idle devices as from one."""
+    with server_ahead(repository, devices=2, limits=Limits(max_batch_rows=8)) as server:
+        batches = [engine.batcher.counters for engine in server.app.engines]
+        asked = pb.SampleRequest(model="digits-ddpm", sampler="ddim", steps=5, seed=9, count=12)
+        got = server.sample(asked)
+        assert np.abs(images(got) - expected("ddim", seed=9, count=12)).max() <= 1e-4
+        assert [counters.batches for counters in batches] == [5, 5]
+        assert got.timing.steps == 10
+        assert got.timing.mean_batch_rows == 6
+        assert 0.0 < got.timing.compute_seconds <= got.timing.total_seconds
+        events = list(server.stream(asked))
+        assert [event.preview.step for event in events[:-1]] == [1, 2, 3, 4, 5]
+        assert np.abs(images(events[-1].result) - images(got)).max() <= 1e-5
+        before = [counters.batches for counters in batches]
+        sent = pb.Images(shape=digits(9).shape, raw=digits(9).astype("<f4").tobytes())
+        scores = server.score(pb.ScoreRequest(model="digits-vdrme", images=sent)).scores[0]
+        assert np.allclose(scores.energy, offline_energy("digits-vdrme", digits(9), 0), rtol=1e-4, atol=1e-4)
+        assert all(counters.batches > earlier for counters, earlier in zip(batches, before, strict=True))
