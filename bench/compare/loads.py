@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,6 +40,20 @@ class Load:
         """Samples and scores answered a second. within: only those that took at most so long."""
         rows = sum(self.kinds[o.kind].rows for o in self.done if o.ok and o.latency <= within)
         return rows / self.seconds
+
+    def steps_per_second(self, within: float = TIMEOUT) -> float:
+        """Steps of the samples answered a second, in a load of samples alone: what the device has done of use."""
+        kinds = self.kinds
+        steps = sum(
+            kinds[o.kind].rows * int(kinds[o.kind].options["steps"]) for o in self.done if o.ok and o.latency <= within
+        )
+        return steps / self.seconds
+
+    def least_answered(self, within: float = TIMEOUT) -> float:
+        """The share of its requests that were answered, of the kind of which it is the smallest."""
+        due = Counter(outcome.kind for outcome in self.outcomes)
+        answered = Counter(outcome.kind for outcome in self.outcomes if outcome.ok and outcome.latency <= within)
+        return min((answered[kind] / count for kind, count in due.items()), default=0.0)
 
     @property
     def achieved(self) -> float:

@@ -213,7 +213,11 @@ class Mixed(Scenario):
 
 @dataclass
 class Overload(Scenario):
-    """(f) Callers with half a second of patience: how much is answered in time, of what it can do at best?"""
+    """(f) Callers with half a second of patience: how much is answered in time, of what it can do at best?
+
+    Beside it, at the highest load, the steps that the answered samples took, and the share answered of the kind that
+    fares worst: who answers short requests alone answers more samples.
+    """
 
     name: str = "overload"
     title: str = "1, 4 and 8 steps, 8 samples each, digits, 0.5 s of patience"
@@ -248,6 +252,9 @@ class Overload(Scenario):
                 server.wake()  # behind all that nobody waits for any more
             numbers[f"goodput at {share:g}"] = load.rows_per_second(within=plan.patience)
         at_most = max(numbers.values())
+        highest = f"{self.loads[-1]:g}"
+        numbers[f"steps at {highest}"] = load.steps_per_second(within=plan.patience)
+        numbers[f"worst kind at {highest}"] = load.least_answered(within=plan.patience)
         numbers["share"] = numbers[f"goodput at {self.loads[-1]:g}"] / at_most if at_most else 0.0
         return {server.name: numbers}
 

@@ -66,6 +66,10 @@ def test_a_load_counts_rows_by_when_they_were_answered_and_latencies_by_when_the
     assert load.rows_per_second(within=0.2) == 2.5
     assert load.achieved == 1.5
     assert load.failed == 0.25
+    assert load.steps_per_second() == 8.0
+    assert load.steps_per_second(within=0.2) == 6.0
+    assert load.least_answered() == 0.5
+    assert load.least_answered(within=0.1) == 0.0
     assert load.latency(0, 50) == 0.1
     assert load.latency(1, 99) == float("inf")
 
