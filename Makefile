@@ -51,7 +51,7 @@ audit:
 	@test -n "$(PYTHON)" || { echo "fewstep needs Python 3.11 or 3.12 on the path, or PYTHON=..."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt torch
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[models,bench,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[cpu,models,bench,dev]'
 	touch $@
 
 clean:

@@ -131,7 +131,8 @@ def _open(config: Config, device: str) -> Backend:
     place = torch.device(device)
     open_device_runtime("torch", place)  # says what is wrong with the device before a stream is made there
     stream = CudaStream(place)
-    runtime = open_device_runtime(engine, place, stream.steps, largest_batch=config.limits.max_batch_rows)
+    rows = config.limits.max_batch_rows
+    runtime = open_device_runtime(engine, place, stream.steps, rows, deterministic=config.deterministic)
     return DeviceBackend(runtime, stream, depth=AHEAD, turn=TURN)
 
 
@@ -140,7 +141,8 @@ def _onnxruntime(threads: int) -> Runtime:
     try:
         from export.runtime.onnxruntime import OnnxRuntime
     except ImportError as error:
-        raise EngineError(f"engine {DEFAULT_ENGINE!r} needs a package that is not installed: {error}") from error
+        message = f"engine {DEFAULT_ENGINE!r} needs the extra cpu or gpu: pip install -e '.[cpu]' ({error})"
+        raise EngineError(message) from error
     return OnnxRuntime(threads)
 
 

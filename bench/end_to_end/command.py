@@ -67,16 +67,18 @@ def main(options: argparse.Namespace, console: Console) -> int:
     return 0 if any(cell.timings for cell in result.cells) else 1
 
 
-def write(result: EndToEnd, output: Path) -> None:
-    """The numbers, the report and the picture."""
-    from .pictures import draw  # matplotlib takes a second to import
+def write(result: EndToEnd, output: Path, *, picture: bool = True) -> None:
+    """The numbers, the report and, which takes matplotlib, the picture."""
     from .report import markdown
 
     output.mkdir(parents=True, exist_ok=True)
     numbers = asdict(result) | {"goals": [asdict(goal) | {"met": goal.met} for goal in result.goals()]}
     (output / "end_to_end.json").write_bytes(msgspec.json.format(msgspec.json.encode(numbers), indent=1) + b"\n")
     (output / "end_to_end.md").write_text(markdown(result))
-    draw(output / "end_to_end.png", result)
+    if picture:
+        from .pictures import draw  # matplotlib takes a second to import
+
+        draw(output / "end_to_end.png", result)
 
 
 def _settings(options: argparse.Namespace) -> Options:

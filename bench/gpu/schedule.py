@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -113,10 +114,10 @@ def launch_process(part: Part, setting: Setting) -> Findings:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the part's process and all that it started."""
-    if process.poll() is None:
+    """End the part's process and all that it started, which may outlive it."""
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    process.wait()
 
 
 def _tail(log: Path) -> str:

@@ -36,7 +36,8 @@ def _goals(result: KernelsResult) -> list[str]:
         "All contenders run in CUDA graphs, over sets of inputs that do not fit into the caches together.",
         "An equal copy is one of as many bytes as the launch, which is short of that bandwidth where it is small.",
         "Where a contender moves less than the goal's multiple of the least bytes, no kernel can be that much faster: "
-        "a gather without start is one fused pass for torch.compile, and twice the bytes, not three times, for eager.",
+        "a gather without start is one fused pass for torch.compile, and twice the bytes, not three times, for eager. "
+        "Both ratios are therefore asked of the updates alone.",
         "",
         "| goal | bound | cases that meet it | worst | median |",
         "| --- | --- | --- | --- | --- |",

@@ -89,13 +89,19 @@ def batch_buckets(largest: int) -> tuple[int, ...]:
 
 
 def open_device_runtime(
-    name: str, device: torch.device, stream: torch.cuda.Stream | None = None, largest_batch: int = LARGEST_BATCH
+    name: str,
+    device: torch.device,
+    stream: torch.cuda.Stream | None = None,
+    largest_batch: int = LARGEST_BATCH,
+    *,
+    deterministic: bool = False,
 ) -> DeviceRuntime:
     """Open an engine on a device by name.
 
     device: `cpu` or `cuda:N`; TensorRT needs CUDA. stream: torch's stream that the engine's work is enqueued on; ONNX
     Runtime is bound to it for good, the others follow torch's current one. largest_batch: rows that TensorRT's engines
-    are built for, the others take any number.
+    are built for, the others take any number. deterministic: the same inputs in a batch of the same size give the same
+    bytes, in every start; TensorRT's engines do so anyway once they are built.
 
     Raises:
         EngineError: unknown name, a device that is not there or not the engine's, or a package is missing.
@@ -107,7 +113,7 @@ def open_device_runtime(
         if name == "onnxruntime":
             from .onnxruntime_device import OnnxDeviceRuntime
 
-            return OnnxDeviceRuntime(device, stream)
+            return OnnxDeviceRuntime(device, stream, deterministic)
         if name == "tensorrt":
             if device.type != "cuda":
                 raise EngineError(f"engine {name!r} needs a CUDA device, got {device}")
@@ -118,7 +124,7 @@ def open_device_runtime(
         raise EngineError(f"engine {name!r} needs a package that is not installed: {error}") from error
     from .torch_device import TorchDeviceRuntime
 
-    return TorchDeviceRuntime(device)
+    return TorchDeviceRuntime(device, deterministic)
 
 
 def _checked(device: torch.device) -> torch.device:

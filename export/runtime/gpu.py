@@ -28,3 +28,9 @@ def selected(device: torch.device) -> AbstractContextManager[object]:
 def current_stream(device: torch.device) -> int:
     """The handle of torch's current stream there."""
     return torch.cuda.current_stream(device).cuda_stream
+
+
+def capturing(device: torch.device) -> bool:
+    """Whether torch's current stream there is being captured into a graph."""
+    with torch.cuda.device(device):
+        return torch.cuda.is_current_stream_capturing()

@@ -100,7 +100,7 @@ def check_cpu_runs(bundle: Bundle, network: str) -> None:
     if bundle.manifest.graphs[network].precision == "bfloat16":
         raise EngineError(
             f"{bundle.graph_path(network)}: ONNX Runtime does not compute in bfloat16 on the CPU; "
-            f"use a GPU or the torch engine, or export with --precision float16"
+            f"use the torch engine, or export with --precision float16"
         )
 
 

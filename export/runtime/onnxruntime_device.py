@@ -80,12 +80,14 @@ class OnnxDeviceRuntime:
 
     name = "onnxruntime"
 
-    def __init__(self, device: torch.device, stream: torch.cuda.Stream | None) -> None:
-        """
+    def __init__(self, device: torch.device, stream: torch.cuda.Stream | None, deterministic: bool = False) -> None:
+        """deterministic: see `open_device_runtime`.
+
         Raises:
             EngineError: this ONNX Runtime has no CUDA, or the stream is the default one, which it cannot be bound to.
         """
         self.device = device
+        self._deterministic = deterministic
         self._stream = None
         if device.type == "cuda":
             if CUDA not in onnxruntime.get_available_providers():
@@ -103,7 +105,17 @@ class OnnxDeviceRuntime:
         if not cuda:
             check_cpu_runs(bundle, network)
         options = onnxruntime.SessionOptions() if cuda else cpu_options(torch.get_num_threads())
-        session = open_graph(spec, graph, options, self._providers() if cuda else CPU, origin, weights)
+        options.use_deterministic_compute = self._deterministic
+        try:
+            session = open_graph(spec, graph, options, self._providers() if cuda else CPU, origin, weights)
+        except EngineError as error:
+            if bundle.manifest.graphs[network].precision != "bfloat16":
+                raise
+            # In 1.31 those for transposed convolutions, in every gradient of a convolution, and for resizing.
+            hint = (
+                "its CUDA lacks bfloat16 for some operators: use the engine torch or tensorrt, or --precision float16"
+            )
+            raise EngineError(f"{error}; {hint}") from error
         if cuda and CUDA not in session.get_providers():
             # It only logs that a library is missing, and goes on with the CPU.
             raise EngineError(f"{origin}: ONNX Runtime could not start CUDA; its log says why")
@@ -119,7 +131,7 @@ class OnnxDeviceRuntime:
             # torch's allocator owns the device's memory: take what a graph needs and not the next power of two.
             "arena_extend_strategy": "kSameAsRequested",
             # Timed at the first run of each shape, which belongs to the warm-up; see the torch engine.
-            "cudnn_conv_algo_search": "HEURISTIC" if torch.are_deterministic_algorithms_enabled() else "EXHAUSTIVE",
+            "cudnn_conv_algo_search": "HEURISTIC" if self._deterministic else "EXHAUSTIVE",
             "use_tf32": "0",  # float32 means float32
         }
         # Shapes are computed on the host, by the CPU provider.

@@ -1,6 +1,7 @@
 """The TensorRT engine: engines built from a bundle's graphs (`export.to_tensorrt`), on torch's memory and stream.
 
-There is one execution context for each number of rows, so that a captured graph's context is never given other shapes.
+There is one execution context for each number of rows. One that was captured in a graph belongs to it from then on and
+is given neither other shapes nor other addresses, as NVIDIA asks: the next run gets another one.
 All contexts of a network share one piece of torch's memory for their activations: they run one after the other.
 
 **Never run on TensorRT yet**, see `export.to_tensorrt`.
@@ -44,6 +45,7 @@ class TensorRTSession:
         sizes = [engine.get_device_memory_size_for_profile_v2(index) for index in range(len(self._largest))]
         self._memory = torch.empty(max(*sizes, 1), dtype=torch.uint8, device=device)
         self._contexts: dict[int, Any] = {}
+        self._captured: list[Any] = []  # as long as the graphs may be replayed
 
     def run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """See `DeviceSession.run`.
@@ -59,6 +61,8 @@ class TensorRTSession:
         for name, value in zip(self._names, (*given, *outputs), strict=True):
             self._hold(context.set_tensor_address(name, value.data_ptr()), "an address")
         self._hold(context.execute_async_v3(stream), "to run")
+        if gpu.capturing(self._device):
+            self._captured.append(self._contexts.pop(len(given[0])))
         return outputs
 
     def _context(self, rows: int, stream: int) -> Any:
@@ -66,6 +70,8 @@ class TensorRTSession:
         context = self._contexts.get(rows)
         if context is not None:
             return context
+        if gpu.capturing(self._device):
+            raise EngineError(f"network {self.name!r} has to run with {rows} rows before each capture, and once in it")
         profile = next((index for index, largest in enumerate(self._largest) if rows <= largest), None)
         if profile is None:
             raise EngineError(f"network {self.name!r} got {rows} rows, its engine was built for {self._largest[-1]}")

@@ -60,19 +60,21 @@ class TorchDeviceRuntime:
 
     Opening it on a GPU sets torch's TF32 switches off, for the process: float32 means float32, in products and in
     convolutions, where torch's own default is TF32 (10 bits). It also lets cuDNN time its algorithms on the first run
-    of each shape, which belongs to the warm-up; where torch is told to be deterministic it may not, since two starts
-    could choose differently.
+    of each shape, which belongs to the warm-up; if it is to be deterministic it may not, since two starts could choose
+    differently, and of the algorithms only those are taken that add up in one order.
     """
 
     name = "torch"
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, deterministic: bool = False) -> None:
+        """deterministic: see `open_device_runtime`."""
         self.device = device
         self._loaded: WeakValueDictionary[Any, _Modules] = WeakValueDictionary()
         if device.type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = False
             torch.backends.cudnn.allow_tf32 = False
-            torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
+            torch.backends.cudnn.benchmark = not deterministic
+            torch.backends.cudnn.deterministic = deterministic
 
     def load(self, bundle: Bundle, network: str) -> TorchDeviceSession:
         """See `DeviceRuntime.load`."""
@@ -81,7 +83,7 @@ class TorchDeviceRuntime:
             raise EngineError(f"{bundle.directory}: no network {network!r}; there are {sorted(card.networks)}")
         dtype = DTYPES[bundle.manifest.graphs[network].precision]
         images = any(len(tensor.shape) == 3 for tensor in card.networks[network].inputs)
-        channels_last = images and (dtype != torch.float32 or self.device.type == "cuda")
+        channels_last = images and dtype != torch.float32  # it is for tensor cores, which float32 does not use
         return TorchDeviceSession(network, card, self._modules(bundle, dtype, channels_last), dtype, channels_last)
 
     def _modules(self, bundle: Bundle, dtype: torch.dtype, channels_last: bool) -> _Modules:

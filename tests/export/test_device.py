@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -13,7 +14,7 @@ from torch import Tensor
 from export.parity import draw_inputs
 from export.runtime import DEVICE_ENGINES, EngineError
 from export.runtime.device import DeviceSession, open_device_runtime
-from export.runtime.torch_device import _cast
+from export.runtime.torch_device import TorchDeviceRuntime, _cast
 from models.bundle import Bundle, NetworkSpec, load_bundle
 from models.checkpoint import load_modules
 from models.networks.resample import Double, Halve, HalvingConvolution
@@ -149,3 +150,26 @@ def test_cuda_that_is_not_there_is_named(engine: str):
     """No engine opens a device that torch does not find."""
     with pytest.raises(EngineError, match="cuda:0: torch finds no CUDA device"):
         open_device_runtime(engine, torch.device("cuda:0"))
+
+
+@pytest.fixture
+def switches() -> Iterator[None]:
+    """torch's, of the process, as they were afterwards."""
+    places = [(torch.backends.cuda.matmul, "allow_tf32")]
+    places += [(torch.backends.cudnn, name) for name in ("allow_tf32", "benchmark", "deterministic")]
+    before = [getattr(*place) for place in places]
+    yield
+    for place, value in zip(places, before, strict=True):
+        setattr(*place, value)
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_cudnn_may_time_its_algorithms_where_bytes_do_not_count(switches: None, deterministic: bool):
+    """Else it takes none that adds up in another order each time, and the same ones in every start."""
+    cudnn = torch.backends.cudnn
+    cudnn.benchmark, cudnn.deterministic = deterministic, not deterministic
+    cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    TorchDeviceRuntime(torch.device("cuda", 0), deterministic)
+    assert (cudnn.benchmark, cudnn.deterministic) == (not deterministic, deterministic)
+    assert not cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32

@@ -20,6 +20,8 @@ from export.runtime.onnxruntime import OnnxRuntime
 from export.runtime.onnxruntime_device import CUDA, OnnxDeviceRuntime
 from models.bundle import Bundle, load_bundle
 
+from .test_device import in_precision
+
 CPU = torch.device("cpu")
 GPU = torch.device("cuda", 0)
 OPTIONS = {  # of the CUDA provider's documentation
@@ -107,13 +109,14 @@ class FakeSession:
 
     starts = True
     settings: Mapping[str, str]
+    options: onnxruntime.SessionOptions
 
     def __init__(self, graph: bytes, options: onnxruntime.SessionOptions, providers: Any) -> None:
         (cuda, settings), *others = providers
         assert (cuda, others) == (CUDA, ["CPUExecutionProvider"])
         assert settings.keys() <= OPTIONS
         assert all(isinstance(value, str) for value in settings.values())
-        FakeSession.settings = settings
+        FakeSession.settings, FakeSession.options = settings, options
         self._real = REAL(graph, options, providers=others)
 
     def get_inputs(self) -> Any:
@@ -164,6 +167,33 @@ def test_cuda_runs_on_torchs_stream_and_waits_for_nothing(
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream(4712))
     with pytest.raises(EngineError, match="loaded for another stream"):
         session.run(inputs)
+
+
+def test_a_graph_that_cuda_has_no_kernels_for_is_refused_with_what_to_do(
+    cuda: None, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+):
+    """bfloat16 is what it lacks some for; another reason stands for itself."""
+
+    def refuse(*arguments: Any, **named: Any) -> None:
+        raise RuntimeError("NOT_IMPLEMENTED: ConvTranspose(22)")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+    with pytest.raises(
+        EngineError, match=r"ConvTranspose\(22\); .* the engine torch or tensorrt, or --precision float16"
+    ):
+        OnnxDeviceRuntime(GPU, Stream(1)).load(in_precision(bundle, "bfloat16"), "denoiser")
+    with pytest.raises(EngineError, match=r"ConvTranspose\(22\)$"):
+        OnnxDeviceRuntime(GPU, Stream(1)).load(bundle, "denoiser")
+
+
+@pytest.mark.parametrize(("deterministic", "search"), [(True, "HEURISTIC"), (False, "EXHAUSTIVE")])
+def test_where_bytes_count_no_algorithm_is_chosen_by_its_time(
+    cuda: None, bundle: Bundle, deterministic: bool, search: str
+):
+    """Two starts could choose differently."""
+    OnnxDeviceRuntime(GPU, Stream(1), deterministic).load(bundle, "denoiser")
+    assert FakeSession.settings["cudnn_conv_algo_search"] == search
+    assert FakeSession.options.use_deterministic_compute is deterministic
 
 
 def test_cuda_that_does_not_start_is_told(cuda: None, bundle: Bundle, monkeypatch: pytest.MonkeyPatch):

@@ -37,6 +37,7 @@ def tensorrt(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
         patch.setattr(gpu, "describe", lambda device: HERE)
         patch.setattr(gpu, "selected", lambda device: nullcontext())
         patch.setattr(gpu, "current_stream", lambda device: 7)
+        patch.setattr(gpu, "capturing", lambda device: False)
         patch.setattr(fake_tensorrt.Builder, "built", [])
         patch.setattr(fake_tensorrt.IExecutionContext, "made", 0)
         yield importlib.import_module("export.runtime.tensorrt")
@@ -106,6 +107,27 @@ def test_one_context_for_each_number_of_rows(tensorrt: ModuleType, copied: Bundl
     assert fake_tensorrt.IExecutionContext.made == 3
     with pytest.raises(EngineError, match="got 5 rows, its engine was built for 4"):
         session.run(draw_inputs(copied.card, spec, 5, seed=0))
+
+
+def test_a_context_that_was_captured_is_not_used_again(
+    tensorrt: ModuleType, copied: Bundle, monkeypatch: pytest.MonkeyPatch
+):
+    """A graph has its own one, which no later run gives other addresses; a capture makes none."""
+    session = tensorrt.TensorRTRuntime(CPU, largest=4).load(copied, "denoiser")
+    inputs = draw_inputs(copied.card, copied.card.networks["denoiser"], 2, seed=0)
+    made = fake_tensorrt.IExecutionContext.made
+    session.run(inputs)
+    monkeypatch.setattr(gpu, "capturing", lambda device: True)
+    session.run(inputs)
+    (captured,) = session._captured
+    addresses = dict(captured._addresses)
+    with pytest.raises(EngineError, match="'denoiser' has to run with 2 rows before each capture, and once in it"):
+        session.run(inputs)
+    monkeypatch.setattr(gpu, "capturing", lambda device: False)
+    for _ in range(2):
+        session.run({name: value.clone() for name, value in inputs.items()})
+    assert fake_tensorrt.IExecutionContext.made == made + 2
+    assert captured._addresses == addresses
 
 
 def test_the_engine_is_kept_and_found(tensorrt: ModuleType, copied: Bundle, caplog: pytest.LogCaptureFixture):

@@ -8,10 +8,11 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
-from export.runtime import EngineError
+from export.runtime import EngineError, device
 from server import backend
 from server.backend import DeviceBackend, HostBackend, open_backends
 from server.config import Config, ConfigError, Limits
+from server.loop.device import stream
 
 
 def config(**options) -> Config:
@@ -60,6 +61,21 @@ def test_all_gpus_have_a_backend_each(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(backend, "_open", lambda config, device: opened.append(device))
     open_backends(config(device="cuda", engine="torch"))
     assert opened == ["cuda:0", "cuda:1", "cuda:2"]
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_a_gpus_engine_is_told_whether_bytes_count(monkeypatch: pytest.MonkeyPatch, deterministic: bool):
+    """`--deterministic` is more than padding there."""
+    told = []
+
+    class Stream:
+        def __init__(self, device):
+            self.device, self.steps = device, None
+
+    monkeypatch.setattr(stream, "CudaStream", Stream)
+    monkeypatch.setattr(device, "open_device_runtime", lambda *_, **options: told.append(options))
+    open_backends(config(engine="torch", device="cuda:0", deterministic=deterministic))
+    assert told[-1] == {"deterministic": deterministic}
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ once. Run on the CPU in a GPU's manner, and on a GPU where there is one."""
 from __future__ import annotations
 
 import queue
+import threading
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -222,12 +223,22 @@ def test_half_precision_is_near(precision: str, tmp_path: Path):
 def test_enqueueing_does_not_wait_for_the_device():
     """The host is done with a step long before the device is: nothing in it synchronises."""
     one = Asked(checkpoint("digits-hat")[0], "cuda:0")
+    enqueue, enqueued = one.runner.enqueue, threading.Event()
+
+    def noting(batch):
+        try:
+            return enqueue(batch)
+        finally:
+            enqueued.set()
+
+    one.runner.enqueue = noting
     with torch.cuda.stream(one.stream.steps):
         torch.cuda._sleep(2_000_000_000)  # about a second
     busy = torch.cuda.Event()
     busy.record(one.stream.steps)
     program = programs(one.card)["langevin"]
-    one.send(program, seed=1, count=1)
+    wait = one.send(program, seed=1, count=1)
+    assert enqueued.wait(60)
     assert not busy.query()
-    torch.cuda.synchronize()
+    wait()
     assert one.engine.stop()

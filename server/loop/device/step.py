@@ -20,7 +20,7 @@ from ..protocols import NetworkError
 from .control import Control, Updates
 from .plan import Plan, Target
 from .pools import Pools
-from .stream import Captures, Stream
+from .stream import Captures, Stream, out_of_memory
 
 ops = torch.ops.fewstep
 
@@ -163,9 +163,9 @@ class StepFunction:
             ops.normal_(self._inputs["latent"], control.seeds, control.samples, control.latents)
         try:
             outputs = self._session.run(self._inputs)
-        except torch.AcceleratorError:
-            raise  # no fault of the network on these rows
         except Exception as error:
+            if isinstance(error, torch.AcceleratorError) and not out_of_memory(error):
+                raise  # no fault of the network on these rows
             raise NetworkError(f"network {self.plan.network} failed: {error}") from error
         if self.plan.kind != "ensemble":
             self.results.put(ENERGY, outputs[0].flatten())

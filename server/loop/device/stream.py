@@ -12,7 +12,17 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from export.runtime import EngineError
+
 from ..protocols import DeviceLost
+
+HIGH = -1
+"""torch's word for the higher of its two priorities."""
+
+TORCH_STREAMS = 32
+"""Of one device and priority (torch's `c10/cuda/CUDAStream.h`)."""
+
+CUDA_OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 
 WARM_UPS = 3  # runs before a capture, in which libraries choose their algorithms and make their workspaces
 
@@ -129,9 +139,9 @@ class CudaStream:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.steps = torch.cuda.Stream(device)
-        self._downloads = torch.cuda.Stream(device)
-        self._unused: list[torch.cuda.Stream] = []  # to capture on
+        # torch hands out 32 streams of a priority over and over: no capture may get those that are in use.
+        self.steps = torch.cuda.Stream(device, priority=HIGH)
+        self._downloads = torch.cuda.Stream(device, priority=HIGH)
 
     def active(self) -> AbstractContextManager[object]:
         return torch.cuda.stream(self.steps)
@@ -164,10 +174,28 @@ class CudaStream:
         return _CudaMark(event)
 
     def captures(self) -> CudaCaptures:
-        stream = self._unused.pop() if self._unused else torch.cuda.Stream(self.device)
+        """
+        Raises:
+            EngineError: as many models as torch has streams are there already.
+        """
+        stream = _stream_to_capture_on(self.device)
         captures = CudaCaptures(stream, self.steps)
-        weakref.finalize(captures, self._unused.append, stream)
+        weakref.finalize(captures, _capturing.discard, (self.device, stream.cuda_stream))
         return captures
+
+
+_capturing: set[tuple[torch.device, int]] = set()
+"""Devices and handles of the streams that graphs were captured on and which are still there, of this process."""
+
+
+def _stream_to_capture_on(device: torch.device) -> torch.cuda.Stream:
+    """One that no other model has; see `CudaCaptures`."""
+    for _ in range(TORCH_STREAMS):
+        stream = torch.cuda.Stream(device)
+        if (device, stream.cuda_stream) not in _capturing:
+            _capturing.add((device, stream.cuda_stream))
+            return stream
+    raise EngineError(f"{device}: {TORCH_STREAMS} models are loaded, and torch has no stream for another one's graphs")
 
 
 class CudaCaptures:
@@ -190,8 +218,14 @@ class CudaCaptures:
                 function()
         self._stream.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            function()
+        # Not `torch.cuda.graph`: it waits for the whole device and gives all unused memory back, at each capture, while
+        # other models are served.
+        with torch.cuda.stream(self._stream):
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                function()
+            finally:
+                graph.capture_end()
         self._steps.wait_stream(self._stream)
 
         def replay(graph: torch.cuda.CUDAGraph = graph, kept: CudaCaptures = self) -> None:
@@ -206,4 +240,11 @@ def _watching() -> Iterator[None]:
     try:
         yield
     except torch.AcceleratorError as error:
+        if out_of_memory(error):
+            raise
         raise DeviceLost(f"the device is lost: {error}") from error
+
+
+def out_of_memory(error: torch.AcceleratorError) -> bool:
+    """Whether it tells of too little memory, of which torch's own allocator is not the only one to run out."""
+    return getattr(error, "error_code", None) == CUDA_OUT_OF_MEMORY
