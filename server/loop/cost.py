@@ -17,6 +17,8 @@ class StepCost:
         self._weight = self._n = self._t = self._nn = self._nt = 0.0
         self._widest = 0
         self._cold = True
+        self.fit = (0.0, 0.0)
+        """(fixed, per_row) in seconds, neither negative. Asked far more often than batches run."""
         self.recorded_at = 0.0
         """When the last batch ended, on the clock of whoever records."""
 
@@ -32,12 +34,9 @@ class StepCost:
         self._t = self._t * keep + seconds
         self._nn = self._nn * keep + rows * rows
         self._nt = self._nt * keep + rows * seconds
+        self.fit = self._line()
 
-    @property
-    def fit(self) -> tuple[float, float]:
-        """(fixed, per_row) in seconds, neither negative."""
-        if not self._weight:
-            return 0.0, 0.0
+    def _line(self) -> tuple[float, float]:
         n, t = self._n / self._weight, self._t / self._weight
         spread = self._nn / self._weight - n * n
         if spread < 1e-9 * n * n:

@@ -43,16 +43,20 @@ class Prediction:
         self._limits = limits
         self._clock = clock
         self._costs: dict[Network, StepCost] = {}
+        self._batch_rows: dict[Network, int] = {}
 
     def record(self, network: Network, network_rows: int, seconds: float) -> None:
         """A batch of a network took `seconds`, and has just ended."""
         cost = self._costs.setdefault(network, StepCost())
         cost.record(network_rows, seconds)
         cost.recorded_at = self._clock()
+        rows = max(1, cost.rows_within(self._limits.step_seconds), cost.rows_enough(FIXED_SHARE))
+        self._batch_rows[network] = min(self._limits.max_batch_rows, rows)
 
     def forget(self, model: ModelKey) -> None:
         """Drop what was learnt of a model."""
-        self._costs = {network: cost for network, cost in self._costs.items() if network[0] != model}
+        for network in [network for network in self._costs if network[0] == model]:
+            del self._costs[network], self._batch_rows[network]
 
     def costs_of(self, model: ModelKey) -> dict[str, tuple[float, float]]:
         """(fixed, per_row) of a step, for each network of a model that has run."""
@@ -62,11 +66,7 @@ class Prediction:
         """The most network rows that a batch may have: those predicted to fit in the step budget, or that it takes to
         be worth its fixed cost; at least one.
         """
-        cost = self._costs.get(network)
-        if cost is None:
-            return self._limits.max_batch_rows
-        rows = max(1, cost.rows_within(self._limits.step_seconds), cost.rows_enough(FIXED_SHARE))
-        return min(self._limits.max_batch_rows, rows)
+        return self._batch_rows.get(network, self._limits.max_batch_rows)
 
     def round_seconds(self, network: Network, network_rows: int) -> float:
         """Time for all of `network_rows` to take one step of a network; 0 where none was measured lately."""
