@@ -203,8 +203,10 @@ class Batcher:
         self._end_late(now, ended)
         while True:
             for key, model in self._models.items():
-                self._fill_slots(model)
-                self._form_cohort(key)
+                if model.waiting:
+                    self._fill_slots(model)
+                if self._cohorts is not None:
+                    self._form_cohort(self._cohorts, key)
             group = self._next_group()
             if group is None:
                 return None, ended
@@ -224,10 +226,10 @@ class Batcher:
             self.admission.leave(row.job, 1)
             self._enqueue(row)
 
-    def _form_cohort(self, model: ModelKey) -> None:
-        if self._cohorts is None or (network := self._cohorts.next_network(model)) is None:
+    def _form_cohort(self, cohorts: Cohorts, model: ModelKey) -> None:
+        if (network := cohorts.next_network(model)) is None:
             return
-        for entry in self._cohorts.form(model, self.prediction.batch_rows((model, network))):
+        for entry in cohorts.form(model, self.prediction.batch_rows((model, network))):
             self._push(entry)
 
     def _end_late(self, now: float, ended: list[tuple[Job, ServerError | None]]) -> None:
