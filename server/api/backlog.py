@@ -22,7 +22,7 @@ PAUSE_SECONDS = 0.005
 
 
 class Backlog:
-    """How long calls wait until they are taken up. Told of each one by the event loop's thread alone."""
+    """How long calls wait until they are taken up. Entered by each handler for its call, on the event loop's thread."""
 
     def __init__(self, open_calls: Callable[[], int], *, clock: Callable[[], float] = monotonic) -> None:
         """open_calls: how many gRPC has, those that handlers have been given included."""
@@ -47,7 +47,7 @@ class Backlog:
             return 0.0
         return max(0.0, self._seconds - (self._clock() - self._looked_at))
 
-    def enter(self) -> None:
+    def __enter__(self) -> None:
         """A handler has got a call."""
         now = self._clock()
         self._spent += min(now - self._last, PAUSE_SECONDS)
@@ -60,7 +60,7 @@ class Backlog:
             self._looked_at = now
             self._taken, self._spent = 0, 0.0
 
-    def leave(self) -> None:
+    def __exit__(self, *error: object) -> None:
         """It has ended it."""
         self._handled -= 1
 

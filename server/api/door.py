@@ -82,8 +82,7 @@ class Door(grpc.GenericRpcHandler):  # type: ignore[type-arg]
         behaviour = _behaviour(handler)
 
         async def call(requests: AsyncIterator[Any], context: Any) -> None:
-            self._backlog.enter()
-            try:
+            with self._backlog:
                 left = context.time_remaining()
                 waited = self._backlog.seconds
                 if left is not None and left < waited:
@@ -95,8 +94,6 @@ class Door(grpc.GenericRpcHandler):  # type: ignore[type-arg]
                             await context.write(response)
                 else:
                     await context.write(await behaviour(request, context))
-            finally:
-                self._backlog.leave()
 
         return grpc.stream_stream_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)
 
@@ -138,20 +135,14 @@ def _counted(handler: Handler[Any, Any], backlog: Backlog) -> Handler[Any, Any]:
     behaviour = _behaviour(handler)
 
     async def answer(request: Any, context: Any) -> Any:
-        backlog.enter()
-        try:
+        with backlog:
             return await behaviour(request, context)
-        finally:
-            backlog.leave()
 
     async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-        backlog.enter()
-        try:
+        with backlog:
             async with aclosing(behaviour(request, context)) as responses:
                 async for response in responses:
                     yield response
-        finally:
-            backlog.leave()
 
     make = {
         (False, False): grpc.unary_unary_rpc_method_handler,

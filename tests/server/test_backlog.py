@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import pytest
 
 from server.api.backlog import LOOK_CALLS, PAUSE_SECONDS, Backlog
@@ -18,8 +20,8 @@ def take(backlog: Backlog, clock: Clock, calls: int, seconds: float) -> None:
     """Handlers are given calls, so many seconds apart, and end each at once."""
     for _ in range(calls):
         clock.now += seconds
-        backlog.enter()
-        backlog.leave()
+        with backlog:
+            pass
 
 
 def test_the_wait_is_the_time_that_those_before_take():
@@ -34,14 +36,15 @@ def test_calls_that_handlers_have_do_not_wait():
     clock = Clock()
     opened = [LOOK_CALLS]
     backlog = Backlog(lambda: opened[0], clock=clock)
-    for _ in range(LOOK_CALLS):
-        clock.now += 0.001
-        backlog.enter()
-    take(backlog, clock, LOOK_CALLS, 0.001)
-    assert backlog.seconds == 0.0
-    opened[0] = LOOK_CALLS + 10
-    take(backlog, clock, LOOK_CALLS, 0.001)
-    assert backlog.seconds == pytest.approx(0.009)  # beside the one that is being handled
+    with ExitStack() as handlers:
+        for _ in range(LOOK_CALLS):
+            clock.now += 0.001
+            handlers.enter_context(backlog)
+        take(backlog, clock, LOOK_CALLS, 0.001)
+        assert backlog.seconds == 0.0
+        opened[0] = LOOK_CALLS + 10
+        take(backlog, clock, LOOK_CALLS, 0.001)
+        assert backlog.seconds == pytest.approx(0.009)  # beside the one that is being handled
 
 
 def test_a_server_that_is_not_busy_does_not_look():
