@@ -59,6 +59,7 @@ class Crowd:
         self._recent.append((now, room if refused else None))
         if refused:
             self._refused.add(room)
+        self._forget(now)  # here, too: nobody asks while there is room for all
 
     def enter(self, job: Job) -> None:
         """Count a job's rows as in work."""
@@ -74,10 +75,14 @@ class Crowd:
 
     def _bound(self, now: float) -> float:
         """The least room that a request had that was refused lately, but for a minority; infinite where few were."""
+        self._forget(now)
+        minority = int(MINORITY * len(self._recent))
+        return self._refused[minority] if len(self._refused) > minority else float("inf")
+
+    def _forget(self, now: float) -> None:
+        """Drop what is not recent."""
         recent = self._recent
         while recent and (len(recent) > RECENT_REQUESTS or recent[0][0] < now - RECENT_SECONDS):
             room = recent.popleft()[1]
             if room is not None:
                 self._refused.remove(room)
-        minority = int(MINORITY * len(recent))
-        return self._refused[minority] if len(self._refused) > minority else float("inf")

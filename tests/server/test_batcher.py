@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections import Counter
 
 import pytest
@@ -178,6 +179,27 @@ def test_what_has_ended_is_not_kept():
     assert len(world.batcher._models[MODEL].waiting) <= 1
     assert len(world.batcher._deadlines) == 0
     assert world.batcher.jobs == 1
+
+
+def test_a_request_leaves_no_memory_behind():
+    """With a deadline or without, on a server that is never full: it may run for years."""
+    world = World()
+
+    def serve(count: int) -> None:
+        for number in range(count):
+            world.submit(2, deadline=world.now + 10.0 if number % 2 else None)
+            world.step(seconds=0.01)
+            world.step(seconds=0.01)
+            world.ended.clear()
+
+    tracemalloc.start()
+    try:
+        serve(1000)
+        before = tracemalloc.get_traced_memory()[0]
+        serve(4000)
+        assert tracemalloc.get_traced_memory()[0] - before < 20_000  # 5 bytes a request
+    finally:
+        tracemalloc.stop()
 
 
 EVENTS = st.lists(
