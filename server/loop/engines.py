@@ -7,13 +7,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from ..errors import ServerError
 from ..types import Job, ModelKey, Row
 from .admission import MAX_RETRY_SECONDS, MIN_RETRY_SECONDS
 from .engine import Engine
 from .load import ModelLoad
 from .protocols import Runner
-from .split import Line, Split, share_out
+from .split import DeviceLoad, Split, share_out
 
 
 class Totals(NamedTuple):
@@ -55,9 +54,9 @@ class Engines:
         if len(self._engines) == 1:
             self._engines[0].submit(job)
             return
-        lines = self._lines(job)
-        widths = share_out(len(job.rows), lines)
-        works = [line.seconds(width) - line.ahead for line, width in zip(lines, widths, strict=True)]
+        loads = self._device_loads(job)
+        widths = share_out(len(job.rows), loads)
+        works = [load.seconds(width) - load.ahead for load, width in zip(loads, widths, strict=True)]
         if max(widths) == len(job.rows):
             job.device = widths.index(len(job.rows))
             job.work = works[job.device]
@@ -69,7 +68,7 @@ class Engines:
         self._splits[job] = split
         try:
             split.submit(self._engines)
-        except ServerError:
+        except BaseException:
             self._forget(job)
             self._discount(split.taken)
             raise
@@ -79,7 +78,7 @@ class Engines:
         with self._lock:
             self._uncounted += parts
 
-    def _lines(self, job: Job) -> list[Line]:
+    def _device_loads(self, job: Job) -> list[DeviceLoad]:
         """What each device has before it, and what a job's rows cost there.
 
         What a device has not run yet another one may have; where nothing is known, steps are counted.
@@ -89,7 +88,7 @@ class Engines:
         usual = next(filter(None, known), (0.0, 1e-6 * len(program.lines)))
         costs = [cost or usual for cost in known]
         return [
-            Line(engine.batcher.work, fixed, wide * per_row)
+            DeviceLoad(engine.batcher.work, fixed, wide * per_row)
             for engine, (fixed, per_row) in zip(self._engines, costs, strict=True)
         ]
 

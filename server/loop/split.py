@@ -15,7 +15,7 @@ WORTH = 0.9
 that takes part pays a step's fixed cost once more, which others would have had use for."""
 
 
-class Line(NamedTuple):
+class DeviceLoad(NamedTuple):
     """What a device has before it, and what a request's rows cost there: all in seconds."""
 
     ahead: float
@@ -27,32 +27,32 @@ class Line(NamedTuple):
         return self.ahead + self.fixed + self.per_row * rows
 
 
-def share_out(rows: int, lines: Sequence[Line]) -> list[int]:
+def share_out(rows: int, loads: Sequence[DeviceLoad]) -> list[int]:
     """How many of a request's rows go to each device, so that the last is done first, on no more than it is worth.
 
-    lines: one a device. The sum of the result is `rows`.
+    loads: one a device. The sum of the result is `rows`.
     """
-    places = sorted(range(len(lines)), key=lambda place: lines[place].seconds(1))
-    further = (places[:count] for count in range(2, min(rows, len(lines)) + 1))
-    ends = [lines[places[0]].seconds(rows), *(_level(rows, [lines[place] for place in taken]) for taken in further)]
+    places = sorted(range(len(loads)), key=lambda place: loads[place].seconds(1))
+    further = (places[:count] for count in range(2, min(rows, len(loads)) + 1))
+    ends = [loads[places[0]].seconds(rows), *(_level(rows, [loads[place] for place in taken]) for taken in further)]
     taken = next(count for count, end in enumerate(ends, start=1) if WORTH * end <= min(ends))
-    level, widths = ends[taken - 1], [0] * len(lines)
+    level, widths = ends[taken - 1], [0] * len(loads)
     for place in places[:taken]:
-        line = lines[place]
-        fitting = (level - line.seconds(0)) / line.per_row if line.per_row else rows
+        load = loads[place]
+        fitting = (level - load.seconds(0)) / load.per_row if load.per_row else rows
         widths[place] = max(0, min(int(fitting), rows - sum(widths)))
     for _ in range(rows - sum(widths)):  # what rounding has left: fewer than there are devices
-        first = min(places[:taken], key=lambda place: lines[place].seconds(widths[place] + 1))
+        first = min(places[:taken], key=lambda place: loads[place].seconds(widths[place] + 1))
         widths[first] += 1
     return widths
 
 
-def _level(rows: int, lines: Sequence[Line]) -> float:
+def _level(rows: int, loads: Sequence[DeviceLoad]) -> float:
     """When all devices are done if they end at the same time; infinite where one cannot, as it would be late."""
-    if any(line.per_row <= 0.0 for line in lines):
+    if any(load.per_row <= 0.0 for load in loads):
         return float("inf")  # rows cost nothing beside each other: there is nothing to be gained
-    level = (rows + sum(line.seconds(0) / line.per_row for line in lines)) / sum(1.0 / line.per_row for line in lines)
-    return level if all(line.seconds(1) <= level for line in lines) else float("inf")
+    level = (rows + sum(load.seconds(0) / load.per_row for load in loads)) / sum(1.0 / load.per_row for load in loads)
+    return level if all(load.seconds(1) <= level for load in loads) else float("inf")
 
 
 class Split:
@@ -64,6 +64,7 @@ class Split:
         self._on_end = on_end
         self._lock = threading.Lock()
         self._takers: list[Engine] = []
+        self._told = 0  # of how many parts the end has been told
         self.parts: list[Job] = []
         at = 0
         for device, (width, work) in enumerate(zip(widths, works, strict=True)):
@@ -111,7 +112,7 @@ class Split:
                 for part in self.parts:
                     engines[part.device].submit(part)
                     self._takers.append(engines[part.device])
-            except ServerError:
+            except BaseException:
                 self._job.ended = True
                 self._cancel_parts()
                 raise
@@ -131,10 +132,12 @@ class Split:
         """A part has ended, as its engine's thread tells."""
         job = self._job
         with self._lock:
-            if job.ended or (error is None and self.open):
+            self._told += 1  # one that has ended may have failed, until its engine has told how
+            if job.ended or (error is None and self._told < len(self.parts)):
                 return
             job.ended = True
-            self._cancel_parts()
+            if error is not None:
+                self._cancel_parts()
             self._sum_up()
         self._on_end(job)
         job.on_done(job, error)

@@ -26,8 +26,8 @@ def submit(engines: Engines, lines: int, on_done=lambda job, error: None) -> Job
     return job
 
 
-def two_devices() -> tuple[Engines, list[Runner]]:
-    engines = Engines([Engine(Limits()), Engine(Limits())])
+def two_devices(limits: Limits | None = None) -> tuple[Engines, list[Runner]]:
+    engines = Engines([Engine(limits or Limits()) for _ in range(2)])
     runners = [Runner(), Runner()]
     engines.add_model(KEY, runners)
     return engines, runners

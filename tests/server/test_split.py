@@ -14,49 +14,58 @@ from server.errors import Overloaded, StepFailed
 from server.loop.engine import Engine
 from server.loop.engines import Engines
 from server.loop.runner import FinishedStep
-from server.loop.split import WORTH, Line, share_out
+from server.loop.split import WORTH, DeviceLoad, share_out
 from server.types import Batch, Job, Row
 
 from .test_engine import KEY, PROGRAM, Runner
+from .test_engines import two_devices
 
 seconds = st.floats(0.0, 1.0)
-lines = st.lists(st.builds(Line, seconds, seconds, st.floats(1e-6, 1.0)), min_size=1, max_size=3)
+loads = st.lists(st.builds(DeviceLoad, seconds, seconds, st.floats(1e-6, 1.0)), min_size=1, max_size=3)
 
 
-def end(lines: list[Line], widths: tuple[int, ...] | list[int]) -> float:
+def end(loads: list[DeviceLoad], widths: tuple[int, ...] | list[int]) -> float:
     """When the last row is done."""
-    return max(line.seconds(width) for line, width in zip(lines, widths, strict=True) if width)
+    return max(load.seconds(width) for load, width in zip(loads, widths, strict=True) if width)
 
 
 @settings(max_examples=200, deadline=None)
-@given(lines, st.integers(1, 7))
-def test_the_last_row_is_done_first(lines: list[Line], rows: int):
+@given(loads, st.integers(1, 7))
+def test_the_last_row_is_done_first(loads: list[DeviceLoad], rows: int):
     """Of all ways to share the rows out none is sooner by more than a further device has to be worth, and one row."""
-    widths = share_out(rows, lines)
+    widths = share_out(rows, loads)
     assert sum(widths) == rows
     assert min(widths) >= 0
-    ways = [way for way in product(range(rows + 1), repeat=len(lines)) if sum(way) == rows]
-    best = min(end(lines, way) for way in ways)
-    assert end(lines, widths) <= best / WORTH + max(line.per_row for line in lines) + 1e-9
+    ways = [way for way in product(range(rows + 1), repeat=len(loads)) if sum(way) == rows]
+    best = min(end(loads, way) for way in ways)
+    assert end(loads, widths) <= best / WORTH + max(load.per_row for load in loads) + 1e-9
 
 
 @pytest.mark.parametrize(
-    ("lines", "rows", "widths"),
+    ("loads", "rows", "widths"),
     [
-        ([Line(0.0, 0.0, 1.0), Line(0.0, 0.0, 1.0)], 16, [8, 8]),
-        ([Line(0.0, 0.0, 1.0), Line(0.0, 0.0, 3.0)], 16, [12, 4]),
-        ([Line(4.0, 0.0, 1.0), Line(0.0, 0.0, 1.0)], 16, [6, 10]),
-        ([Line(99.0, 0.0, 1.0), Line(0.0, 0.0, 1.0)], 16, [0, 16]),
-        ([Line(0.0, 10.0, 0.01), Line(0.0, 10.0, 0.01)], 16, [16, 0]),  # a second device would save a hundredth
-        ([Line(0.0, 10.0, 0.0), Line(0.0, 9.0, 0.0)], 16, [0, 16]),
-        ([Line(500.0, 0.0, 1.0), Line(500.0, 0.0, 1.0)], 16, [16, 0]),  # who waits so long gains little by it
-        ([Line(0.0, 0.0, 1.0)] * 3, 1, [1, 0, 0]),
-        ([Line(0.0, 0.0, 1.0)] * 3, 5, [2, 2, 1]),
+        ([DeviceLoad(0.0, 0.0, 1.0), DeviceLoad(0.0, 0.0, 1.0)], 16, [8, 8]),
+        ([DeviceLoad(0.0, 0.0, 1.0), DeviceLoad(0.0, 0.0, 3.0)], 16, [12, 4]),
+        ([DeviceLoad(4.0, 0.0, 1.0), DeviceLoad(0.0, 0.0, 1.0)], 16, [6, 10]),
+        ([DeviceLoad(99.0, 0.0, 1.0), DeviceLoad(0.0, 0.0, 1.0)], 16, [0, 16]),
+        (
+            [DeviceLoad(0.0, 10.0, 0.01), DeviceLoad(0.0, 10.0, 0.01)],
+            16,
+            [16, 0],
+        ),  # 1 % sooner
+        ([DeviceLoad(0.0, 10.0, 0.0), DeviceLoad(0.0, 9.0, 0.0)], 16, [0, 16]),
+        (
+            [DeviceLoad(500.0, 0.0, 1.0), DeviceLoad(500.0, 0.0, 1.0)],
+            16,
+            [16, 0],
+        ),  # behind much
+        ([DeviceLoad(0.0, 0.0, 1.0)] * 3, 1, [1, 0, 0]),
+        ([DeviceLoad(0.0, 0.0, 1.0)] * 3, 5, [2, 2, 1]),
     ],
 )
-def test_shares(lines: list[Line], rows: int, widths: list[int]):
-    assert sorted(share_out(rows, lines)) == sorted(widths)
-    assert end(lines, share_out(rows, lines)) == pytest.approx(end(lines, widths))
+def test_shares(loads: list[DeviceLoad], rows: int, widths: list[int]):
+    assert sorted(share_out(rows, loads)) == sorted(widths)
+    assert end(loads, share_out(rows, loads)) == pytest.approx(end(loads, widths))
 
 
 class Call:
@@ -73,13 +82,6 @@ class Call:
         assert job is self.job
         self.errors.append(error)
         self.done.set()
-
-
-def two_devices(limits: Limits | None = None) -> tuple[Engines, list[Runner]]:
-    engines = Engines([Engine(limits or Limits()), Engine(limits or Limits())])
-    runners = [Runner(), Runner()]
-    engines.add_model(KEY, runners)
-    return engines, runners
 
 
 def test_a_request_on_two_devices_is_one_to_its_caller_and_in_the_totals():
@@ -172,3 +174,16 @@ def test_the_engines_thread_may_end_parts_while_others_are_submitted():
     assert totals.rows_left == {"finished": sum(1 + number % 9 for number in range(200))}
     assert [engine.batcher.work for engine in engines] == pytest.approx([0.0, 0.0])
     engines.stop()
+
+
+def test_a_part_that_failed_fails_the_request_though_another_one_tells_first():
+    """Both have ended, and the one that failed has not been told of yet."""
+    engines, _ = two_devices()
+    call = Call(engines, 6)
+    good, bad = (engine.batcher.open_jobs()[0] for engine in engines)
+    good.ended = bad.ended = True
+    good.on_done(good, None)
+    assert call.errors == []
+    failure = StepFailed("broken")
+    bad.on_done(bad, failure)
+    assert call.errors == [failure]
