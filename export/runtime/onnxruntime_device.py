@@ -109,7 +109,7 @@ class OnnxDeviceRuntime:
         try:
             session = open_graph(spec, graph, options, self._providers() if cuda else CPU, origin, weights)
         except EngineError as error:
-            if bundle.manifest.graphs[network].precision != "bfloat16":
+            if "NOT_IMPLEMENTED" not in str(error) or bundle.manifest.graphs[network].precision != "bfloat16":
                 raise
             # In 1.31 those for transposed convolutions, in every gradient of a convolution, and for resizing.
             hint = (
