@@ -100,7 +100,7 @@ def open_device_runtime(
 
     device: `cpu` or `cuda:N`; TensorRT needs CUDA. stream: torch's stream that the engine's work is enqueued on; ONNX
     Runtime is bound to it for good, the others follow torch's current one. largest_batch: rows that TensorRT's engines
-    are built for, the others take any number. deterministic: the same inputs in a batch of the same size are to give the
+    are built for, the others take any number. deterministic: the same inputs in a batch of one size are to give the
     same bytes, in every start; what TensorRT chooses is in the engine that it has built.
 
     Raises:
