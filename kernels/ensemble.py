@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .device import normal, tile
 from .launch import (
+    History,
     Noise,
     check_flat,
     check_history,
@@ -41,9 +42,10 @@ def _ensemble_kernel(  # type: ignore[no-untyped-def]
     anchor,
     null_rows,
     accumulator,
-    history,
-    weights,
-    lines,
+    history_slots,
+    history_weights,
+    history_counts,
+    history_keep,
     noise,
     seeds,
     samples,
@@ -54,8 +56,7 @@ def _ensemble_kernel(  # type: ignore[no-untyped-def]
     nonfinite,
     elements,
     positions,
-    weights_stride,
-    history_stride,
+    most,
     GUIDED: tl.constexpr,
     ACCUMULATES: tl.constexpr,
     WEIGHTED: tl.constexpr,
@@ -107,15 +108,19 @@ def _ensemble_kernel(  # type: ignore[no-untyped-def]
         if of_noise != 0.0:
             new += of_noise * normal(tl.load(seeds + row), tl.load(samples + row), tl.load(draws + row), block)
     if WEIGHTED:
-        line = tl.load(lines + row)
-        if line >= 0:
-            kept = history + slot * history_stride
-            index = line * 0
-            while index < line:
-                weight = tl.load(weights + row * weights_stride + index)
-                new += weight * tl.load(kept + index * elements + element, mask=inside, other=0.0)
+        count = tl.load(history_counts + row)
+        if count > 0:
+            total = tl.zeros_like(p)
+            index = count * 0
+            while index < count:
+                before = tl.load(history_slots + row * most + index) * elements
+                weight = tl.load(history_weights + row * most + index)
+                total += weight * tl.load(state + before + element, mask=inside, other=0.0)
                 index += 1
-            tl.store(kept + line * elements + element, p, mask=inside)
+            new += total
+        keep = tl.load(history_keep + row)
+        if keep >= 0:
+            tl.store(state + keep * elements + element, p, mask=inside)
     tl.store(state + in_pool + element, new, mask=inside)
     if PREDICTION == "all":
         tl.store(prediction + row * elements + element, p, mask=inside)
@@ -139,9 +144,7 @@ def ensemble_step(
     anchor: Tensor,
     null_rows: Tensor | None = None,
     accumulator: Tensor | None = None,
-    history: Tensor | None = None,
-    weights: Tensor | None = None,
-    lines: Tensor | None = None,
+    history: History | None = None,
     noise: Tensor | Noise | None = None,
     prediction: Tensor | None = None,
     prediction_rows: Tensor | None = None,
@@ -157,9 +160,8 @@ def ensemble_step(
     output of row r is `output[null_rows[r]]`; rows that are not guided point at themselves.
     coefficients: `(rows, 12)` float32. What a row has coefficient 0 for is not read, and a row whose three
     coefficients of the accumulator are all 0 does not write it.
-    history: pool of predictions `(capacity, steps, elements)` float32, with weights `(rows, steps)` float32 of the
-    predictions before and lines `(rows,)` int64, the step that each row is at (its prediction is kept there; -1: the
-    row keeps none).
+    history: the slots of `state` in which rows keep their predictions, no row's own state and no other row's, and how
+    those before are weighted.
     noise: `(rows, elements)` float32, or the keys to make it from.
     prediction: `(n, elements)` float32, written where given: row r's at `prediction_rows[r]` (`(rows,)` int64; -1: not
     kept), or at r without prediction_rows. network_input: `(rows or more, ...)` like `output`, written where given:
@@ -180,7 +182,7 @@ def ensemble_step(
     check_flat(rows, elements, noise=noise if isinstance(noise, Tensor) else None)
     check_prediction(rows, elements, prediction, prediction_rows)
     check_keys(rows, null_rows=null_rows)
-    check_history(rows, elements, history, weights, lines)
+    check_history(rows, history)
     nonfinite = torch.zeros(rows, dtype=torch.int32, device=state.device)
     mode, given, seeds, samples, draws = noise_arguments(noise, state, slots)
     _ensemble_kernel[(cut.programs, rows)](
@@ -191,9 +193,7 @@ def ensemble_step(
         anchor,
         slots if null_rows is None else null_rows,
         state if accumulator is None else accumulator,
-        state if history is None else history,
-        state if weights is None else weights,
-        slots if lines is None else lines,
+        *(history or (slots, state, slots, slots)),
         given,
         seeds,
         samples,
@@ -204,8 +204,7 @@ def ensemble_step(
         nonfinite,
         elements,
         cut.positions,
-        0 if weights is None else weights.stride(0),
-        0 if history is None else history.stride(0),
+        0 if history is None else history.slots.shape[1],
         GUIDED=null_rows is not None,
         ACCUMULATES=accumulator is not None,
         WEIGHTED=history is not None,

@@ -32,6 +32,20 @@ class Noise(NamedTuple):
     draws: Tensor
 
 
+class History(NamedTuple):
+    """The predictions that rows weight and keep (iDDIM eq. 4), each in a slot of its own of the state's pool.
+
+    slots: int64 `(rows, most)`, of the predictions of the steps before, oldest first. weights: float32 `(rows, most)`.
+    counts: int64 `(rows,)`, how many of them a row has. keep: int64 `(rows,)`, the slot that this step's prediction
+    gets, or -1.
+    """
+
+    slots: Tensor
+    weights: Tensor
+    counts: Tensor
+    keep: Tensor
+
+
 class Tiling(NamedTuple):
     """How a row is cut into programs.
 
@@ -166,27 +180,19 @@ def check_prediction(rows: int, elements: int, prediction: Tensor | None, predic
         raise ValueError(f"prediction has {len(prediction)} rows, expected {rows} or more without prediction_rows")
 
 
-def check_history(
-    rows: int, elements: int, history: Tensor | None, weights: Tensor | None, lines: Tensor | None
-) -> None:
-    """Raises ValueError for a pool of predictions, or its weights and lines, that do not fit."""
-    check_keys(rows, lines=lines)
+def check_history(rows: int, history: History | None) -> None:
+    """Raises ValueError for slots or weights of predictions that do not fit."""
     if history is None:
         return
-    if weights is None or lines is None:
-        raise ValueError("history needs weights and lines")
-    fits = history.dim() == 3 and history.shape[2] == elements and history.is_contiguous()
-    if not fits or history.dtype != torch.float32:
-        raise ValueError(
-            f"history is {history.dtype} {tuple(history.shape)}, expected contiguous float32 "
-            f"(capacity, steps, {elements})"
-        )
-    fits = weights.dim() == 2 and len(weights) == rows and weights.is_contiguous()
-    if not fits or weights.shape[1] < history.shape[1] or weights.dtype != torch.float32:
-        raise ValueError(
-            f"weights is {weights.dtype} {tuple(weights.shape)}, expected contiguous float32 "
-            f"({rows}, {history.shape[1]} or more)"
-        )
+    for name, key in (("history.counts", history.counts), ("history.keep", history.keep)):
+        check_keys(rows, torch.int64, **{name: key})
+    most = history.slots.shape[1] if history.slots.dim() == 2 else 0
+    for name, kind in (("slots", torch.int64), ("weights", torch.float32)):
+        tensor: Tensor = getattr(history, name)
+        if tuple(tensor.shape) != (rows, most) or tensor.dtype != kind or not tensor.is_contiguous():
+            raise ValueError(
+                f"history.{name} is {tensor.dtype} {tuple(tensor.shape)}, expected contiguous {kind} ({rows}, {most})"
+            )
 
 
 def noise_arguments(

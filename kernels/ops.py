@@ -3,7 +3,7 @@ elsewhere.
 
 `torch.ops.fewstep.gather`, `.normal_`, `.ensemble_step` and `.langevin_step` take what `kernels.gather.gather`,
 `kernels.gather.normal_`, `kernels.ensemble.ensemble_step` and `kernels.langevin.langevin_step` take, with the keys of
-the noise as three tensors beside the noise itself.
+the noise as three tensors beside the noise itself, and the history as four.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import philox, philox_torch, reference
-from .launch import STARTS, Noise
+from .launch import STARTS, History, Noise
 
 __all__ = ["ensemble_step", "gather", "langevin_step", "normal", "normal_"]
 
@@ -74,7 +74,7 @@ def normal_(out: Tensor, seeds: Tensor, samples: Tensor, draws: Tensor) -> None:
 
 @torch.library.custom_op(
     "fewstep::ensemble_step",
-    mutates_args=("state", "accumulator", "history", "prediction", "network_input"),
+    mutates_args=("state", "accumulator", "prediction", "network_input"),
 )
 def ensemble_step(
     state: Tensor,
@@ -84,9 +84,10 @@ def ensemble_step(
     anchor: Tensor,
     null_rows: Tensor | None = None,
     accumulator: Tensor | None = None,
-    history: Tensor | None = None,
-    weights: Tensor | None = None,
-    lines: Tensor | None = None,
+    history_slots: Tensor | None = None,
+    history_weights: Tensor | None = None,
+    history_counts: Tensor | None = None,
+    history_keep: Tensor | None = None,
     noise: Tensor | None = None,
     seeds: Tensor | None = None,
     samples: Tensor | None = None,
@@ -97,6 +98,7 @@ def ensemble_step(
 ) -> Tensor:
     """See `kernels.ensemble.ensemble_step`. Returns int32 `(rows,)`: 1 where a new state is not finite."""
     keys = _keys(noise, seeds, samples, draws)
+    history = _history(history_slots, history_weights, history_counts, history_keep)
     if state.is_cuda:
         from .ensemble import ensemble_step as fused
 
@@ -109,17 +111,12 @@ def ensemble_step(
             null_rows=null_rows,
             accumulator=accumulator,
             history=history,
-            weights=weights,
-            lines=lines,
             noise=keys,
             prediction=prediction,
             prediction_rows=prediction_rows,
             network_input=network_input,
         )
     flat = output.flatten(1).float()
-    weighted = None
-    if history is not None and weights is not None and lines is not None:
-        weighted = reference.weighted_history(history, slots, weights, lines)
     new, p = reference.ensemble_step(
         state,
         slots,
@@ -128,11 +125,11 @@ def ensemble_step(
         anchor=anchor,
         null_rows=null_rows,
         accumulator=accumulator,
-        history=weighted,
+        history=None if history is None else _weighted(state, history),
         noise=_noise(keys, flat.shape[1], coefficients[:, 9]),
     )
-    if history is not None and lines is not None:
-        reference.keep_history(history, slots, lines, p)
+    if history is not None:
+        reference.keep_prediction(state, history.keep, p)
     if prediction is not None:
         reference.keep_prediction(prediction, prediction_rows, p)
     return _written(new, network_input)
@@ -193,6 +190,24 @@ def _keys(
     if seeds is None or samples is None or draws is None:
         return noise
     return Noise(seeds, samples, draws)
+
+
+def _history(
+    slots: Tensor | None, weights: Tensor | None, counts: Tensor | None, keep: Tensor | None
+) -> History | None:
+    if slots is None or weights is None or counts is None or keep is None:
+        return None
+    return History(slots, weights, counts, keep)
+
+
+def _weighted(state: Tensor, history: History) -> Tensor | None:
+    """On the CPU: None where no row has predictions before, and no longer a sum than the longest."""
+    most = int(history.counts.max())
+    if not most:
+        return None
+    return reference.weighted_history(
+        state, history._replace(slots=history.slots[:, :most], weights=history.weights[:, :most])
+    )
 
 
 def _noise(noise: Tensor | Noise | None, elements: int, coefficients: Tensor) -> Tensor | None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import philox_torch
-from .launch import ANCHORS, COPY, STARTS
+from .launch import ANCHORS, COPY, STARTS, History
 
 ENSEMBLE_COLUMNS = 12
 LANGEVIN_COLUMNS = 7
@@ -87,26 +87,22 @@ def ensemble_step(
     return new, p
 
 
-def weighted_history(history: Tensor, slots: Tensor, weights: Tensor, lines: Tensor) -> Tensor:
-    """The sum of the predictions before each row's line, with its weights (iDDIM eq. 4), `(rows, elements)`.
+def weighted_history(state: Tensor, history: History) -> Tensor:
+    """The weighted sum of each row's predictions of the steps before (iDDIM eq. 4), `(rows, elements)`.
 
-    history: pool `(capacity, steps, elements)`. weights: `(rows, steps or more)`. lines: `(rows,)` int64.
+    state: the pool `(capacity, elements)` that they are in.
     """
-    steps = history.shape[1]
-    before = torch.arange(steps, device=lines.device) < lines[:, None]
-    kept = torch.where(before[:, :, None], history.index_select(0, slots), 0.0)
-    return (torch.where(before, weights[:, :steps], 0.0)[:, :, None] * kept).sum(1)
-
-
-def keep_history(history: Tensor, slots: Tensor, lines: Tensor, prediction: Tensor) -> None:
-    """Keep each row's prediction, `(rows, elements)`, at its line; those at -1 keep none."""
-    capacity, steps, elements = history.shape
-    places = slots * steps + lines.clamp(min=0)
-    _write(history.view(capacity * steps, elements), places, prediction, lines >= 0)
+    rows, most = history.slots.shape
+    total = state.new_zeros(rows, state.shape[1])
+    for index in range(most):
+        before = state.index_select(0, history.slots[:, index])
+        there = (index < history.counts)[:, None]
+        total += torch.where(there, history.weights[:, index, None] * before, 0.0)
+    return total
 
 
 def keep_prediction(kept: Tensor, places: Tensor | None, prediction: Tensor) -> None:
-    """Put each row's prediction, `(rows, elements)`, into its place of `kept`; those at -1 into none."""
+    """Put each row's prediction, `(rows, elements)`, into its place of the pool `kept`; those at -1 into none."""
     if places is None:
         kept[: len(prediction)].copy_(prediction)
     else:

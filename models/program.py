@@ -189,8 +189,8 @@ class Program:
     """Network function evaluations: forward passes, two for a guided line."""
     gradient_passes: int = field(init=False, repr=False, compare=False)
     """Backward passes, counted beside NFE and never inside it."""
-    keeps_history: bool = field(init=False, repr=False, compare=False)
-    """Whether a line weights the predictions of the lines before it."""
+    kept_predictions: int = field(init=False, repr=False, compare=False)
+    """How many lines' predictions are kept for the lines after them: all but the last's, where one weights them."""
     line_counts: Mapping[tuple[str, str], int] = field(init=False, repr=False, compare=False)
     """How many lines run each network with each kind of update."""
     alike: tuple[int, ...] = field(init=False, repr=False, compare=False)
@@ -202,8 +202,8 @@ class Program:
         # Counted once: a program serves many requests, and each asks for these.
         object.__setattr__(self, "nfe", sum(2 if line.guided else 1 for line in self.lines))
         object.__setattr__(self, "gradient_passes", sum(line.takes_gradient for line in self.lines))
-        history = any(update.history for line in self.lines for update in line.updates)
-        object.__setattr__(self, "keeps_history", history)
+        weighted = any(update.history for line in self.lines for update in line.updates)
+        object.__setattr__(self, "kept_predictions", len(self.lines) - 1 if weighted else 0)
         alike: list[int] = []
         for line, after in zip(reversed(self.lines), (None, *reversed(self.lines)), strict=False):
             same = after is not None and _batch_of(line) == _batch_of(after)

@@ -197,7 +197,7 @@ class _Loop:
         if self.program.uses_accumulator:
             self.accumulator = rule.y_accumulator * self.accumulator + rule.y_prediction * p
             new = new + rule.accumulator * self.accumulator
-        if self.program.keeps_history:
+        if self.program.kept_predictions:
             for weight, before in zip(update.history, self.predictions, strict=False):
                 new = new + weight * before
             self.predictions.append(p)

@@ -21,13 +21,13 @@ class ModelKey(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Row:
-    """One sample in flight. `slot` is its place in the model's state pools while it has one.
+    """One sample in flight. `slot` is its place in the model's state pools while it has one, and `kept` those of the
+    predictions that its program keeps (`Program.kept_predictions`).
 
     seed, sample: key the row's noise. label: None where the model takes none.
     image: the caller's image, `(elements,)` float32, where the program starts from it.
-    state, scores (of its scoring lines), energy and gradient_norm (of its last line with a gradient), preview,
-    failure, history (the predictions, where the program weights them): filled in by the runner as the row's program
-    goes on.
+    state, scores (of its scoring lines), energy and gradient_norm (of its last line with a gradient), preview, failure:
+    filled in by the runner as the row's program goes on.
     """
 
     job: Job
@@ -38,13 +38,13 @@ class Row:
     image: Any = None
     line: int = 0
     slot: int = -1
+    kept: list[int] = field(default_factory=list)
     state: Any = None
     scores: list[float] = field(default_factory=list)
     energy: float | None = None
     gradient_norm: float | None = None
     preview: Any = None
     failure: ServerError | None = None
-    history: list[Any] = field(default_factory=list)
 
     @property
     def current(self) -> Line:

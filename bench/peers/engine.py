@@ -128,7 +128,7 @@ class _Batch:
         for request in requests:
             self.labels += request.labels if request.labels is not None else [None] * len(request.seeds)
         count = len(self.seeds)
-        if any(program.keeps_history for program in self.programs):
+        if any(program.kept_predictions for program in self.programs):
             raise RequestError("sampler: custom ensembles, which keep every prediction, are not compared")
         self.lengths = np.array([len(program.lines) for program in self.programs])
         self.shapes = card.register_shapes()

@@ -96,6 +96,7 @@ class Batcher:
         if model is None or job.model in self._closed:
             raise ModelGone(f"model {job.model.name} version {job.model.version} is not loaded any more")
         now = self._clock()
+        model.check(job)
         job.order = self._next_order()
         if job.deadline is None:
             job.entry = entry = (due(job, now), job.order, job)
@@ -125,14 +126,15 @@ class Batcher:
         lines = row.program.line_counts
         shares = self._busy_shares() | {(job.model, kind) for _, kind in lines}
         sharing = len({share[0] for share in shares})  # models among which the device is shared
-        width = min(model.capacity, model.in_flight + len(job.rows)) * row.network_rows
+        most = model.rows_at_once(row)
+        width = min(most, model.in_flight + len(job.rows)) * row.network_rows
         run = len(shares) * self.prediction.run_seconds(job.model, lines, width)
         job.latest_start = deadline - run
         job.entry = entry = (due(job, now), job.order, job)
         ahead = model.waiting.bisect_left(entry) / max(1, len(model.waiting))
-        wait = self.admission.wait_seconds(job, ahead, model.free)
+        wait = self.admission.wait_seconds(job, ahead, model.free_for(row))
         group = (job.model, row.current.network, row.current.kind)
-        full = min(self.prediction.batch_rows(group[:2]), model.capacity * row.network_rows)
+        full = min(self.prediction.batch_rows(group[:2]), most * row.network_rows)
         room = self.prediction.room(job, lines, full, (deadline - now) / sharing)
         try:
             self.admission.check(job, now, wait + run)
@@ -265,11 +267,11 @@ class Batcher:
     def _steps_of_turn(self, batch: Batch) -> int:
         """One step; several, within the time of a turn, where nobody else waits for the device.
 
-        Not for rows whose steps are shown, or whose predictions are kept from one step to the next.
+        Not for rows whose steps are shown.
         """
         if self._turn == 1 or any(self._ready.values()) or any(slots.waiting for slots in self._models.values()):
             return 1
-        if any(row.job.on_preview is not None or row.program.keeps_history for row in batch.rows):
+        if any(row.job.on_preview is not None for row in batch.rows):
             return 1
         seconds = self.prediction.round_seconds((batch.model, batch.network), batch.network_rows)
         if not seconds:

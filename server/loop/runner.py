@@ -247,8 +247,8 @@ class ModelRunner:
             noise=noise,
         )
         for index, row in enumerate(rows):
-            if row.program.keeps_history and not row.last:
-                row.history.append(prediction[index].copy())
+            if row.kept and not row.last:
+                self._state[register][row.kept[row.line]] = prediction[index]
         return states, prediction
 
     def _metropolis(
@@ -287,8 +287,8 @@ class ModelRunner:
             return None
         total = np.zeros((len(rows), self._elements[SAMPLE]), dtype=np.float32)
         for index, row in enumerate(rows):
-            for weight, before in zip(row.current.updates[0].history, row.history, strict=False):
-                total[index] += np.float32(weight) * before
+            for weight, slot in zip(row.current.updates[0].history, row.kept, strict=False):
+                total[index] += np.float32(weight) * self._state[SAMPLE][slot]
         return total
 
     def _update_noise(self, members: Sequence[_Member], noises: _Noises) -> Floats | None:

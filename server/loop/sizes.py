@@ -18,6 +18,19 @@ def elements_of(card: ModelCard) -> dict[str, int]:
     return {name: prod(shape) for name, shape in card.register_shapes().items()}
 
 
+def slots_of(program: Program) -> int:
+    """How many slots a row takes: one, and one for each prediction that it keeps."""
+    return 1 + program.kept_predictions
+
+
+def kept_predictions(card: ModelCard, network: str, capacity: int) -> int:
+    """How many predictions of a network one row may be asked to keep, where there are so many slots."""
+    sampling = card.sampling
+    if sampling is None or network != sampling.network or "custom" not in sampling.samplers:
+        return 0
+    return max(0, min(sampling.accepted_steps()[-1], capacity) - 1)
+
+
 class RowSizes(NamedTuple):
     """Bytes of one row of a model.
 
@@ -33,12 +46,11 @@ class RowSizes(NamedTuple):
         return cls(FLOAT_BYTES * (2 * sum(elements.values()) + elements[SAMPLE]), FLOAT_BYTES * elements[SAMPLE])
 
     def slots(self, limits: Limits) -> int:
-        """How many rows may be in flight."""
+        """How many slots there are: as many rows may be in flight, fewer of those that take several."""
         return max(1, min(limits.max_rows_in_flight, limits.state_bytes // self.slot))
 
     def row_bytes(self, program: Program) -> int:
-        """Bytes that one row may come to hold: slot, result, image, what MALA keeps, `custom`'s predictions."""
+        """Bytes that one row may come to hold: its slots, result, image, and what MALA keeps."""
         images = program.uses_accumulator + program.needs_image + 1
-        images += len(program.lines) if program.keeps_history else 0
         images += 2 if program.lines[-1].kind == "metropolis" else 0
-        return self.slot + images * self.image
+        return slots_of(program) * self.slot + images * self.image

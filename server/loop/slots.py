@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from sortedcontainers import SortedList
 
+from ..errors import InvalidArgument
 from ..types import Job, Row
 from .crowd import Crowd
+from .sizes import slots_of
 
 
 class Slots:
@@ -20,14 +22,29 @@ class Slots:
         self._free = list(range(capacity - 1, -1, -1))
         self._state_bytes = state_bytes
         self._bytes_in_flight = 0
+        self.in_flight = 0
+        """Rows that have their slots."""
 
-    @property
-    def free(self) -> int:
-        return len(self._free)
+    def rows_at_once(self, row: Row) -> int:
+        """How many rows like this one there may be."""
+        return self.capacity // slots_of(row.program)
 
-    @property
-    def in_flight(self) -> int:
-        return self.capacity - self.free
+    def free_for(self, row: Row) -> int:
+        """For how many rows like this one there are slots."""
+        return len(self._free) // slots_of(row.program)
+
+    def check(self, job: Job) -> None:
+        """Refuse a job of which a row needs more slots than there are.
+
+        Raises:
+            InvalidArgument: what takes the slots are the predictions that its weights ask for.
+        """
+        most = max(slots_of(row.program) for row in job.rows)
+        if most > self.capacity:
+            raise InvalidArgument(
+                "weights",
+                f"{most - 1} predictions of a sample are to be kept, and there is room for {self.capacity - 1}",
+            )
 
     def give(self) -> Row | None:
         """Give a slot to the next row; None where none waits, or there is no slot or no memory for it."""
@@ -40,15 +57,20 @@ class Slots:
             if self._bytes_in_flight and self._bytes_in_flight + job.row_bytes > self._state_bytes:
                 return None
             row: Row = job.rows[job.admitted]
+            if not self.free_for(row):
+                return None
             row.slot = self._free.pop()
+            row.kept = [self._free.pop() for _ in range(row.program.kept_predictions)]
+            self.in_flight += 1
             self._bytes_in_flight += job.row_bytes
             job.admitted += 1
             return row
         return None
 
     def take_back(self, row: Row) -> None:
-        """A row has left its slot."""
-        self._free.append(row.slot)
+        """A row has left its slots."""
+        self._free += [row.slot, *row.kept]
+        self.in_flight -= 1
         self._bytes_in_flight -= row.job.row_bytes
         self.crowd.leave(row.job, 1)
-        row.slot = -1
+        row.slot, row.kept = -1, []

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from kernels import philox
-from kernels.launch import ANCHORS, COPY, STARTS, Noise
+from kernels.launch import ANCHORS, COPY, STARTS, History, Noise
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CAPACITY, ROWS = 9, 4
@@ -76,6 +76,17 @@ def ensemble_case(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) ->
     output = gaussian(max(NULL_ROWS) + 1, *shape, seed=20).to(dtype)
     rows = {"slots": torch.tensor(SLOTS, device=DEVICE), "null_rows": torch.tensor(NULL_ROWS, device=DEVICE)}
     return pools | rows | {"output": output, "coefficients": coefficients}
+
+
+def a_history() -> History:
+    """Of the rows of `ensemble_case`: the first step of one, the last of another, one that has none, and one between.
+
+    The weights beyond what a row has are NaN.
+    """
+    nan = torch.nan
+    slots, weights = [[0, 0], [2, 4], [0, 0], [6, 0]], [[nan, nan], [0.3, -1.7], [nan, nan], [0.9, nan]]
+    tables = torch.tensor(slots, device=DEVICE), torch.tensor(weights, device=DEVICE)
+    return History(*tables, *(torch.tensor(column, device=DEVICE) for column in ([0, 2, 0, 1], [1, -1, -1, 7])))
 
 
 CHAINS = [

@@ -26,7 +26,7 @@ from triton.runtime.jit import JITFunction
 from kernels.ensemble import ensemble_step
 from kernels.gather import gather, normal_
 from kernels.langevin import langevin_step
-from kernels.launch import Noise
+from kernels.launch import History, Noise
 
 ARCHITECTURES = (80, 90)
 ROWS, CAPACITY = 4, 6
@@ -66,7 +66,6 @@ def tensors(shape: tuple[int, ...], dtype: torch.dtype, last: bool) -> tuple[dic
     pools = {
         name: torch.zeros(CAPACITY, elements) for name in ("state", "anchor", "accumulator", "images", "prediction")
     }
-    pools["history"], pools["weights"] = torch.zeros(CAPACITY, 8, elements), torch.zeros(ROWS, 8)
     return pools | {"rows": torch.zeros(ROWS, dtype=torch.int64)}, output
 
 
@@ -76,7 +75,8 @@ def launches(shape: tuple[int, ...], dtype: torch.dtype, last: bool) -> Iterator
     rows, state, anchor, following = t["rows"], t["state"], t["anchor"], torch.zeros_like(output)
     noise, twelve, seven, stds = Noise(rows, rows, rows), torch.zeros(ROWS, 12), torch.zeros(ROWS, 7), torch.zeros(ROWS)
     guided = {"anchor": anchor, "null_rows": rows, "prediction": t["prediction"], "prediction_rows": rows}
-    history = {"history": t["history"], "weights": t["weights"], "lines": rows}
+    table = torch.zeros(ROWS, 8)
+    history = History(table.long(), table, rows, rows)
     keys = noise._asdict()
     start = keys | {"anchor": anchor, "modes": rows, "stds": stds}
     images = {"images": t["images"], "image_rows": rows, "accumulator": t["accumulator"]}
@@ -92,8 +92,8 @@ def launches(shape: tuple[int, ...], dtype: torch.dtype, last: bool) -> Iterator
             noise=noise,
             accumulator=t["accumulator"],
             network_input=following,
+            history=history,
             **guided,
-            **history,
         ),
     )
     yield "langevin", lambda: langevin_step(state, rows, output, seven, noise=noise, anchor=anchor)

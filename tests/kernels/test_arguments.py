@@ -7,7 +7,7 @@ import torch
 
 from kernels import ensemble, gather
 
-from .cases import DEVICE, ROWS, channels_last, ensemble_case, gather_case, gaussian, keys
+from .cases import DEVICE, ROWS, a_history, channels_last, ensemble_case, gather_case, gaussian, keys
 
 
 @pytest.mark.parametrize(
@@ -49,19 +49,31 @@ def test_noise_that_does_not_fit_is_refused_by_name():
         ("prediction", torch.empty(3, 192)),
         ("prediction", torch.empty(4, 191)),
         ("prediction_rows", torch.zeros(4)),
-        ("history", torch.empty(9, 5, 191)),
-        ("weights", torch.empty(3, 5)),
-        ("lines", torch.zeros(3, dtype=torch.int64)),
     ],
 )
 def test_a_tensor_that_may_be_given_must_fit(name, given):
-    case = ensemble_case((3, 8, 8))
-    if name in ("history", "weights", "lines"):
-        history = {"history": torch.empty(9, 5, 192), "weights": torch.zeros(4, 5)}
-        case |= history | {"lines": torch.zeros(4, dtype=torch.int64)}
-    case = {key: tensor.to(DEVICE) for key, tensor in (case | {name: given}).items()}
+    case = {key: tensor.to(DEVICE) for key, tensor in (ensemble_case((3, 8, 8)) | {name: given}).items()}
     with pytest.raises(ValueError, match=name):
         ensemble.ensemble_step(**case)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("slots", lambda t: t.int()),
+        ("slots", lambda t: t[0]),
+        ("weights", lambda t: t[:3]),
+        ("weights", lambda t: t[:, :1]),
+        ("counts", lambda t: t[:3]),
+        ("keep", lambda t: t.float()),
+    ],
+)
+def test_a_history_that_does_not_fit_is_refused_by_name(name, wrong):
+    history = a_history()
+    with pytest.raises(ValueError, match=rf"history\.{name}"):
+        ensemble.ensemble_step(
+            **ensemble_case((3, 8, 8)), history=history._replace(**{name: wrong(getattr(history, name))})
+        )
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,10 @@ from .cases import (
     NULL_ROWS,
     ROWS,
     SLOTS,
+    a_history,
     assert_is_cast,
     channels_last,
     ensemble_case,
-    gaussian,
     given_noise,
     keys,
     same,
@@ -93,23 +93,31 @@ def test_a_row_does_not_depend_on_its_company():
 
 
 def test_history_is_weighted_and_kept():
-    """Predictions before the row's step enter with their weights, its own is kept; a row at -1 has no part in it."""
-    shape, steps = (3, 7, 5), 5
-    plain, case = ensemble_case(shape), ensemble_case(shape)
+    """Predictions before enter with their weights, the step's own goes to its slot, and all other slots stay."""
+    plain, case, history = ensemble_case((3, 7, 5)), ensemble_case((3, 7, 5)), a_history()
     prediction = torch.empty(ROWS, 105, device=DEVICE)
     ensemble.ensemble_step(**plain, prediction=prediction)
-    history = gaussian(CAPACITY, steps, 105, seed=30)
-    history[:, 3:] = torch.nan  # of requests before
-    kept, weights = history.clone(), gaussian(ROWS, steps, seed=31)
-    lines = torch.tensor([0, 2, -1, 3], device=DEVICE)
-    ensemble.ensemble_step(**case, history=history, weights=weights, lines=lines)
-    for row, (slot, line) in enumerate(zip(SLOTS, lines.tolist(), strict=True)):
-        added = (weights[row, : max(0, line), None] * kept[slot, : max(0, line)]).sum(0)
+    before = case["state"].clone()
+    ensemble.ensemble_step(**case, history=history)
+    for row, (slot, count, keep) in enumerate(zip(SLOTS, history.counts, history.keep, strict=True)):
+        added = (history.weights[row, :count, None] * before[history.slots[row, :count]]).sum(0)
         assert torch.allclose(case["state"][slot], plain["state"][slot] + added, atol=4e-6)
-        if line >= 0:
-            assert torch.equal(history[slot, line], prediction[row])
-            kept[slot, line] = prediction[row]
-    assert torch.equal(history.nan_to_num(), kept.nan_to_num())
+        if keep >= 0:
+            assert torch.equal(case["state"][keep], prediction[row])
+    others = [slot for slot in range(CAPACITY) if slot not in (*SLOTS, *history.keep.tolist())]
+    assert same(case["state"][others], before[others])
+
+
+def test_history_is_the_twins_exactly():
+    """The interpreter adds up in the order of the twin; slots beyond a row's count are not looked at."""
+    case, twin, history = ensemble_case((3, 7, 5)), ensemble_case((3, 7, 5)), a_history()
+    ensemble.ensemble_step(**case, history=history)
+    weighted = reference.weighted_history(twin["state"], history)
+    twin["output"] = twin["output"].flatten(1)
+    _, prediction = reference.ensemble_step(**twin, history=weighted)
+    reference.keep_prediction(twin["state"], history.keep, prediction)
+    tolerance = 0.0 if DEVICE == "cpu" else 4e-6
+    assert torch.allclose(case["state"], twin["state"], rtol=0.0, atol=tolerance, equal_nan=True)
 
 
 @pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")  # NumPy's, in the interpreter

@@ -5,15 +5,13 @@ from __future__ import annotations
 import torch
 
 from kernels import ensemble, langevin, ops
-from kernels.launch import Noise
+from kernels.launch import History, Noise
 
-from .cases import CAPACITY, DEVICE, ROWS, ensemble_case, gather_case, gaussian, keys, langevin_case
+from .cases import DEVICE, ROWS, a_history, ensemble_case, gather_case, gaussian, keys, langevin_case
 
 
-def operator_arguments(steps: int = 5) -> dict[str, torch.Tensor]:
-    case = ensemble_case((3, 7, 5))
-    case["history"], case["weights"] = gaussian(CAPACITY, steps, 105, seed=30), gaussian(ROWS, steps, seed=31)
-    case["lines"] = torch.tensor([0, 2, -1, 3], device=DEVICE)
+def operator_arguments() -> dict[str, torch.Tensor]:
+    case = ensemble_case((3, 7, 5)) | {f"history_{name}": value for name, value in a_history()._asdict().items()}
     case["prediction"], case["network_input"] = torch.zeros(6, 105, device=DEVICE), torch.zeros_like(case["output"])
     case["prediction_rows"] = torch.tensor([5, -1, 0, 2], device=DEVICE)
     return case | dict(zip(("seeds", "samples", "draws"), keys(), strict=True))
@@ -23,9 +21,10 @@ def test_the_operator_does_what_the_kernel_does():
     """On the CPU the operator is the twins; every tensor that it writes is the kernel's."""
     case, through_operator = operator_arguments(), operator_arguments()
     noise = Noise(*(case.pop(name) for name in ("seeds", "samples", "draws")))
-    flags = ensemble.ensemble_step(**case, noise=noise)
+    history = History(*(case.pop(f"history_{name}") for name in History._fields))
+    flags = ensemble.ensemble_step(**case, noise=noise, history=history)
     assert torch.equal(ops.ensemble_step(**through_operator), flags)
-    for name in ("state", "accumulator", "history", "prediction", "network_input"):
+    for name in ("state", "accumulator", "prediction", "network_input"):
         assert torch.allclose(case[name], through_operator[name], atol=4e-6, equal_nan=True), name
 
 

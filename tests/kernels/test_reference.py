@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from kernels import cpu, reference
+from kernels.launch import History
 
 CAPACITY, ELEMENTS = 12, 37
 
@@ -231,16 +232,15 @@ def test_the_twins_look_at_shapes_alone():
     """All twins run on tensors without values, as they do while a CUDA graph is captured."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    rows, steps = 4, 5
+    rows = 4
     with FakeTensorMode():
         pool, flat, key = torch.empty(CAPACITY, 8), torch.empty(rows, 8), torch.empty(rows, dtype=torch.int64)
-        history, column = torch.empty(CAPACITY, steps, 8), torch.empty(rows)
+        table, column = torch.empty(rows, 5), torch.empty(rows)
         pools = {"anchor": pool, "accumulator": pool.clone()}
-        weighted = reference.weighted_history(history, key, torch.empty(rows, steps), key)
+        weighted = reference.weighted_history(pool, History(table.long(), table, key, key))
         _, p = reference.ensemble_step(
             pool, key, torch.cat((flat, flat)), torch.empty(rows, 12), null_rows=key, history=weighted, **pools
         )
-        reference.keep_history(history, key, key, p)
         reference.keep_prediction(pool, key, p)
         reference.langevin_step(pool, key, flat, torch.empty(rows, 7), anchor=pool, noise=flat)
         kept = {"place": pool, "slope": pool, "level": torch.empty(CAPACITY), "decision": column, "noise": flat}

@@ -170,10 +170,21 @@ def test_it_gives_what_the_offline_loop_gives(asked: Callable[[str], Asked], mod
         assert np.allclose(energies, offline.energy.numpy(), rtol=1e-4, atol=1e-3 * np.abs(energies).max())
 
 
-def test_a_turn_gives_what_single_steps_give(device: str):
-    """Many steps given at once are the same steps: to the bit, as no row's company changes."""
-    bundle, _ = checkpoint("digits-vdrme")
-    program = compile_sample(bundle.card, SampleOptions(sampler="langevin", steps=100))
+@pytest.mark.parametrize("model", ["digits-vdrme", "digits-ddpm"])
+def test_a_turn_gives_what_single_steps_give(device: str, model: str):
+    """Many steps given at once are the same steps: to the bit, as no row's company changes.
+
+    Of a chain, and of `custom`, whose steps weight the predictions of those before them in the same turn.
+    """
+    if model == "digits-ddpm":
+        pytest.importorskip("diffusers")
+    bundle, _ = checkpoint(model)
+    weights = tuple(tuple(1.0 + (i * k) % 3 for k in range(i + 1)) for i in range(20))
+    options = {
+        "digits-vdrme": SampleOptions(sampler="langevin", steps=100),
+        "digits-ddpm": SampleOptions(sampler="custom", steps=20, weights=weights),
+    }
+    program = compile_sample(bundle.card, options[model])
     states, turns = [], []
     for turn in (1, TURN):
         one = Asked(bundle, device, turn)
@@ -189,7 +200,7 @@ def test_a_turn_gives_what_single_steps_give(device: str):
             rows = one.send(program, seed=seed, count=2)()
         states.append(np.stack([row.state for row in rows]))
         turns.append(max(lengths))
-        assert sum(lengths) == 300
+        assert sum(lengths) == 3 * len(program.lines)
         assert one.engine.stop()
     assert turns == [1, TURN]
     assert states[0].tobytes() == states[1].tobytes()

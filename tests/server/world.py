@@ -11,11 +11,13 @@ from server.types import Batch, Job, ModelKey, Row
 
 MODEL, OTHER = ModelKey("a", 1), ModelKey("b", 1)
 ENSEMBLE = assign()
+WEIGHTED = Update(ENSEMBLE.rule, history=(1.0,))
 LANGEVIN = Update(LangevinUpdate(*[0.0] * 7), output=1)
 
 
 def program(steps: int, *, network: str = "denoiser", guided: bool = False, kind: str = "ensemble") -> Program:
-    updates = {"ensemble": (ENSEMBLE,), "langevin": (LANGEVIN,), "score": ()}[kind]
+    """kind: of its lines; `weighted` ones weight the predictions of the lines before, and keep them."""
+    updates = {"ensemble": (ENSEMBLE,), "langevin": (LANGEVIN,), "score": (), "weighted": (WEIGHTED,)}[kind]
     return Program(0.0, 1.0, (Line(network, guided=guided, updates=updates),) * steps)
 
 
@@ -50,9 +52,10 @@ class World:
         batch, ended = self.batcher.schedule()
         self.note(ended)
         if batch is not None:
-            slots = [(row.job.model, row.slot) for row in batch.rows]
+            slots = [(row.job.model, slot) for row in batch.rows for slot in (row.slot, *row.kept)]
             assert len(set(slots)) == len(slots), "a slot is used twice"
-            assert all(0 <= row.slot < self.capacity for row in batch.rows)
+            assert all(0 <= slot < self.capacity for _, slot in slots)
+            assert all(len(row.kept) == row.program.kept_predictions for row in batch.rows)
             for row in batch.rows:
                 row.failure = fail(row)
             meanwhile()

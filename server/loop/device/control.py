@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from kernels.launch import ANCHORS, COPY, STARTS
+from kernels.launch import ANCHORS, COPY, STARTS, History
 from models.bundle import ModelCard
 from models.program import SAMPLE, EnsembleUpdate, LangevinUpdate, Line, MetropolisUpdate, Rule, Update
 
@@ -28,21 +28,33 @@ NOISE_COLUMN: dict[type[Rule], int] = {rule: rule._fields.index("noise") for rul
 ALIGNMENT = 256
 """Bytes to which columns are aligned: networks take some of them as inputs, and TensorRT wants those so."""
 
-_Take = Callable[[str, tuple[int, ...]], Any]
+
+class _Columns:
+    """Hands out one aligned column of a buffer after the other."""
+
+    def __init__(self, view: Callable[[slice, str, tuple[int, ...]], Any]) -> None:
+        """view: bytes of the buffer as numbers of a type ("int64" or "float32"), in a shape."""
+        self.used = 0
+        self._view = view
+
+    def take(self, dtype: str, shape: tuple[int, ...]) -> Any:
+        start = -(-self.used // ALIGNMENT) * ALIGNMENT
+        self.used = start + np.dtype(dtype).itemsize * prod(shape)
+        return self._view(slice(start, self.used), dtype, shape)
 
 
 class Updates(NamedTuple):
     """A target's part of a control: `(rows,)` int64 each, and its coefficients, float32 `(rows, columns)`.
 
     Rows that the target leaves alone have the scratch slot and coefficients of 0. samples, draws: keys of the noise.
-    decisions: draws. kept: place of the row's prediction among those that are kept, or -1.
+    decisions: draws. shown: place of the row's prediction among those that the host wants, or -1.
     """
 
     slots: Any
     samples: Any
     draws: Any
     decisions: Any
-    kept: Any
+    shown: Any
     coefficients: Any
 
 
@@ -55,11 +67,13 @@ class Control:
     images: place of the row's image among those of the step, or -1. latents: draws. null_rows: of each row, where its
     null output is. collected: `(2 rows,)`, slots whose states the host gets, at the end or on the way. modes, stds: by
     register, what `kernels.gather` does with the row. scalars: the network's inputs of that name.
+    history: where a row may keep predictions. Its slots and weights lie behind all others, as hardly any step needs
+    them: `head` is the number of bytes before.
     """
 
-    def __init__(self, card: ModelCard, plan: Plan, rows: int, take: _Take) -> None:
-        """take: gives the next columns of a type ("int64" or "float32") and a shape."""
-        registers = list(card.register_shapes())
+    def __init__(self, card: ModelCard, plan: Plan, rows: int, kept: int, columns: _Columns) -> None:
+        """kept: how many predictions a row may keep."""
+        registers, take = list(card.register_shapes()), columns.take
 
         def integers() -> Any:
             return take("int64", (rows,))
@@ -72,55 +86,39 @@ class Control:
         self.stds = {name: take("float32", (rows,)) for name in registers}
         self.scalars = {name: take("float32", (rows,)) for name in scalar_inputs(card, plan.network)}
         self.updates = {
-            target: Updates(slots, samples, draws, decisions, kept, take("float32", (rows, COLUMNS[target.rule])))
-            for target, (slots, samples, draws, decisions, kept) in zip(plan.targets, wide, strict=True)
+            target: Updates(slots, samples, draws, decisions, shown, take("float32", (rows, COLUMNS[target.rule])))
+            for target, (slots, samples, draws, decisions, shown) in zip(plan.targets, wide, strict=True)
         }
+        self.history: Any = None  # a History, or None where no row may keep any
+        own = [integers() for _ in range(2)] if kept else []
+        self.head = columns.used
+        if kept:
+            self.history = History(take("int64", (rows, kept)), take("float32", (rows, kept)), *own)
 
     @classmethod
-    def size(cls, card: ModelCard, plan: Plan, rows: int) -> int:
+    def size(cls, card: ModelCard, plan: Plan, rows: int, kept: int) -> int:
         """Bytes of the buffer."""
-        total = 0
-
-        def count(dtype: str, shape: tuple[int, ...]) -> None:
-            nonlocal total
-            total = _end(_aligned(total), dtype, shape)
-
-        cls(card, plan, rows, count)
-        return total
+        columns = _Columns(lambda *_: None)
+        cls(card, plan, rows, kept, columns)
+        return columns.used
 
     @classmethod
-    def on_device(cls, card: ModelCard, plan: Plan, rows: int, buffer: Tensor) -> Control:
+    def on_device(cls, card: ModelCard, plan: Plan, rows: int, kept: int, buffer: Tensor) -> Control:
         """Its columns are tensors. buffer: uint8, of `size` bytes."""
-        at = 0
 
-        def take(dtype: str, shape: tuple[int, ...]) -> Tensor:
-            nonlocal at
-            start = _aligned(at)
-            at = _end(start, dtype, shape)
-            return buffer[start:at].view(getattr(torch, dtype)).view(shape)
+        def view(at: slice, dtype: str, shape: tuple[int, ...]) -> Tensor:
+            return buffer[at].view(getattr(torch, dtype)).view(shape)
 
-        return cls(card, plan, rows, take)
+        return cls(card, plan, rows, kept, _Columns(view))
 
     @classmethod
-    def on_host(cls, card: ModelCard, plan: Plan, rows: int, buffer: npt.NDArray[np.uint8]) -> Control:
+    def on_host(cls, card: ModelCard, plan: Plan, rows: int, kept: int, buffer: npt.NDArray[np.uint8]) -> Control:
         """Its columns are arrays."""
-        at = 0
 
-        def take(dtype: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
-            nonlocal at
-            start = _aligned(at)
-            at = _end(start, dtype, shape)
-            return buffer[start:at].view(dtype).reshape(shape)
+        def view(at: slice, dtype: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+            return buffer[at].view(dtype).reshape(shape)
 
-        return cls(card, plan, rows, take)
-
-
-def _aligned(at: int) -> int:
-    return -(-at // ALIGNMENT) * ALIGNMENT
-
-
-def _end(start: int, dtype: str, shape: tuple[int, ...]) -> int:
-    return start + np.dtype(dtype).itemsize * prod(shape)
+        return cls(card, plan, rows, kept, _Columns(view))
 
 
 def scalar_inputs(card: ModelCard, network: str) -> list[str]:
@@ -132,8 +130,8 @@ def scalar_inputs(card: ModelCard, network: str) -> list[str]:
 class Wanted:
     """What the host wants of a step besides its numbers, in the order in which the device gives it.
 
-    finals: rows whose last line this is. places: rows whose state is shown. predictions: rows whose prediction is
-    shown or kept. images: those that rows start from, to be given.
+    finals: rows whose last line this is. places: rows whose state is shown. predictions: rows whose prediction is.
+    images: those that rows start from, to be given. history: whether a row weights predictions of the steps before.
     """
 
     def __init__(self) -> None:
@@ -141,6 +139,7 @@ class Wanted:
         self.places: list[Row] = []
         self.predictions: list[Row] = []
         self.images: list[npt.NDArray[np.float32]] = []
+        self.history = False
 
 
 def write(
@@ -159,7 +158,9 @@ def write(
     _write_network_rows(control, card, plan, rows, lines, guided, scratch)
     _write_starts(control, rows, lines, firsts, order, wanted)
     for target, updates in control.updates.items():
-        _write_updates(updates, target, rows, lines, lasts, scratch, wanted)
+        _write_updates(updates, target, rows, lines, scratch, wanted)
+    if control.history is not None:
+        _write_history(control.history, rows, numbers, scratch, wanted)
     wanted.finals = [row for row, last in zip(rows, lasts, strict=True) if last]
     _put(control.collected, [row.slot for row in (*wanted.finals, *wanted.places)], scratch)
     return wanted
@@ -219,12 +220,11 @@ def _write_updates(
     target: Target,
     rows: Sequence[Row],
     lines: Sequence[Line],
-    lasts: Sequence[bool],
     scratch: int,
     wanted: Wanted,
 ) -> None:
     found = [_update(line, target) for line in lines]
-    kept = [-1] * len(rows)
+    places = [-1] * len(rows)
     updates.coefficients[...] = 0.0
     for place, (row, update) in enumerate(zip(rows, found, strict=True)):
         if update is None:
@@ -232,19 +232,37 @@ def _write_updates(
         updates.coefficients[place] = update.coefficients
         if update.noise is None and target.rule in NOISE_COLUMN:
             updates.coefficients[place, NOISE_COLUMN[target.rule]] = 0.0
-        if target.register == SAMPLE:
-            shown = row.sample == 0 and row.job.on_preview is not None
-            if target.rule is not EnsembleUpdate:
-                if shown:
-                    wanted.places.append(row)
-            elif shown or (row.program.keeps_history and not lasts[place]):
-                kept[place] = len(wanted.predictions)
+        if target.register == SAMPLE and row.sample == 0 and row.job.on_preview is not None:
+            if target.rule is EnsembleUpdate:
+                places[place] = len(wanted.predictions)
                 wanted.predictions.append(row)
+            else:
+                wanted.places.append(row)
     _put(updates.slots, [scratch if u is None else row.slot for row, u in zip(rows, found, strict=True)], scratch)
     _put(updates.samples, [0 if u is None or u.shared else row.sample for row, u in zip(rows, found, strict=True)], 0)
     _put(updates.draws, [0 if u is None or u.noise is None else u.noise for u in found], 0)
     _put(updates.decisions, [0 if u is None or u.decision is None else u.decision for u in found], 0)
-    _put(updates.kept, kept, -1)
+    _put(updates.shown, places, -1)
+
+
+def _write_history(history: Any, rows: Sequence[Row], numbers: Sequence[int], scratch: int, wanted: Wanted) -> None:
+    """Which predictions rows weight (iDDIM eq. 4), and where they keep that of this step."""
+    counts, keep = [0] * len(rows), [-1] * len(rows)
+    for place, (row, number) in enumerate(zip(rows, numbers, strict=True)):
+        if not row.kept:
+            continue
+        if number < len(row.kept):
+            keep[place] = row.kept[number]
+        weights = row.program.lines[number].updates[0].history
+        if weights:
+            if not wanted.history:
+                history.slots[...] = scratch  # what was there before may be no slot
+            wanted.history = True
+            counts[place] = len(weights)
+            history.slots[place, : len(weights)] = row.kept[: len(weights)]
+            history.weights[place, : len(weights)] = weights
+    _put(history.counts, counts, 0)
+    _put(history.keep, keep, -1)
 
 
 def _update(line: Line, target: Target) -> Update | None:

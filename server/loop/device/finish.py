@@ -73,8 +73,7 @@ class DeviceStep:
         for rows, pictures in self._downloads.shown:
             if pictures is not None:
                 for row, picture in zip(rows, pictures.numpy(), strict=True):
-                    if row.sample == 0 and row.job.on_preview is not None:
-                        row.preview = picture
+                    row.preview = picture
         return self._ended.seconds_since(self._began)
 
     def _record_energies(self, energies: Sequence[float]) -> None:

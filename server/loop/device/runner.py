@@ -14,9 +14,9 @@ from models.bundle import Bundle
 from models.program import SAMPLE, Line
 
 from ...config import Limits
-from ...types import Batch, Row
+from ...types import Batch
 from ..protocols import NetworkError
-from ..sizes import RowSizes
+from ..sizes import RowSizes, kept_predictions
 from .control import Control, Wanted, write
 from .finish import DeviceStep, Downloads, Shown, Turn
 from .plan import Plan, known_plans, plan_of
@@ -95,9 +95,8 @@ class DeviceRunner:
         began = self._stream.mark()
         if wanted.images:
             self._upload_images(wanted.images)
-        function.upload(memory)
+        function.upload(memory, history=wanted.history)
         function.launch()
-        self._keep_history(rows, numbers, wanted)
         results = self._stream.download(function.results.tensor)
         collected = self._collect(function.control, wanted, batch.kind)
         ended = self._stream.mark()
@@ -123,7 +122,10 @@ class DeviceRunner:
         return next(n for n in self._buckets if n >= network_rows) if self._captures is not None else network_rows
 
     def _make(self, plan: Plan, rows: int) -> StepFunction:
-        function = StepFunction(self.card, plan, rows, self._sessions[plan.network], self._pools, self._stream)
+        kept = kept_predictions(self.card, plan.network, self.capacity)
+        function = StepFunction(
+            self.card, plan, rows, self._sessions[plan.network], self._pools, self._stream, kept=kept
+        )
         self._functions[plan, rows] = function
         return function
 
@@ -134,33 +136,14 @@ class DeviceRunner:
         np.stack(images, out=values.numpy())
         self._stream.upload(values, self._pools.images[:count])
 
-    def _keep_history(self, rows: Sequence[Row], numbers: Sequence[int], wanted: Wanted) -> None:
-        """Add the weighted predictions of the steps before (iDDIM eq. 4), and keep those of this one.
-
-        Beside the captured step, as `custom` is the one sampler that needs them.
-        """
-        if not any(row.program.keeps_history for row in rows):
-            return
-        lasts = set()
-        for row, number in zip(rows, numbers, strict=True):
-            for update in row.program.lines[number].updates:
-                for weight, before in zip(update.history, row.history, strict=False):
-                    self._pools.state[update.register][row.slot].add_(before, alpha=weight)
-            if number + 1 == len(row.program.lines):
-                lasts.add(row)
-        for place, row in enumerate(wanted.predictions):
-            if row.program.keeps_history and row not in lasts:
-                row.history.append(self._pools.predictions[place].clone())
-
     def _collect(self, control: Control, wanted: Wanted, kind: str) -> _Collected:
         """What the host gets beside the results, in tensors that no later step writes to."""
-        finals, places = len(wanted.finals), len(wanted.places)
-        shows = any(row.sample == 0 and row.job.on_preview is not None for row in wanted.predictions)
+        finals, places, shown = len(wanted.finals), len(wanted.places), len(wanted.predictions)
         pool = self._pools.chains().place if kind == "metropolis" and places else self._pools.state[SAMPLE]
         return _Collected(
             self._pools.state[SAMPLE].index_select(0, control.collected[:finals]) if finals else None,
             pool.index_select(0, control.collected[finals : finals + places]) if places else None,
-            self._pools.predictions[: len(wanted.predictions)].clone() if shows else None,
+            self._pools.predictions[:shown].clone() if shown else None,
         )
 
     def _download(self, wanted: Wanted, collected: _Collected) -> tuple[Shown, tuple[Shown, Shown]]:

@@ -57,17 +57,27 @@ class StepFunction:
     """
 
     def __init__(
-        self, card: ModelCard, plan: Plan, rows: int, session: DeviceSession, pools: Pools, stream: Stream
+        self,
+        card: ModelCard,
+        plan: Plan,
+        rows: int,
+        session: DeviceSession,
+        pools: Pools,
+        stream: Stream,
+        *,
+        kept: int,
     ) -> None:
+        """kept: how many predictions a row may keep."""
         device = stream.device
         self.plan, self.rows = plan, rows
         self._card = card
         self._session = session
         self._pools = pools
         self._stream = stream
-        size = Control.size(card, plan, rows)
+        self._kept = kept
+        size = Control.size(card, plan, rows, kept)
         self._buffer = torch.zeros(size, dtype=torch.uint8, device=device)
-        self.control = Control.on_device(card, plan, rows, self._buffer)
+        self.control = Control.on_device(card, plan, rows, kept, self._buffer)
         self.results = Results(plan, rows, device)
         self._inputs = self._network_inputs(device)
         self._start_draws = {
@@ -84,8 +94,10 @@ class StepFunction:
         self._buffer.zero_()
         for column in (control.slots, control.collected, *(updates.slots for updates in control.updates.values())):
             column.fill_(self._pools.scratch)
-        for column in (control.images, *(updates.kept for updates in control.updates.values())):
+        for column in (control.images, *(updates.shown for updates in control.updates.values())):
             column.fill_(-1)
+        if control.history is not None:
+            control.history.keep.fill_(-1)
         torch.arange(self.rows, out=control.null_rows)
 
     @property
@@ -125,10 +137,12 @@ class StepFunction:
         if self._free:
             return self._free.pop()
         memory = self._stream.host_buffer(self._buffer.numel())
-        return memory, Control.on_host(self._card, self.plan, self.rows, memory.numpy().view(np.uint8))
+        return memory, Control.on_host(self._card, self.plan, self.rows, self._kept, memory.numpy().view(np.uint8))
 
-    def upload(self, memory: Tensor) -> None:
-        self._stream.upload(memory, self._buffer)
+    def upload(self, memory: Tensor, *, history: bool) -> None:
+        """history: whether a row weights predictions of the steps before."""
+        size = self._buffer.numel() if history else self.control.head
+        self._stream.upload(memory[:size], self._buffer[:size])
 
     def let_go(self, held: tuple[Tensor, Control]) -> None:
         """The device has read it."""
@@ -180,6 +194,7 @@ class StepFunction:
     def _ensemble(self, target: Target, updates: Updates, outputs: tuple[Tensor, ...]) -> None:
         pools, is_sample = self._pools, target.register == SAMPLE
         guided = self._card.labels is not None and self._card.labels.null is not None
+        history = self.control.history if is_sample else None
         nonfinite = ops.ensemble_step(
             pools.state[target.register],
             updates.slots,
@@ -192,7 +207,8 @@ class StepFunction:
             samples=updates.samples,
             draws=updates.draws,
             prediction=pools.predictions if is_sample else None,
-            prediction_rows=updates.kept if is_sample else None,
+            prediction_rows=updates.shown if is_sample else None,
+            **({} if history is None else {f"history_{name}": value for name, value in history._asdict().items()}),
         )
         self.results.put((target, FINITE), nonfinite)
 
