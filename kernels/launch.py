@@ -196,7 +196,7 @@ def check_history(rows: int, history: History | None) -> None:
 
 
 def noise_arguments(
-    noise: Tensor | Noise | None, pool: Tensor, slots: Tensor
+    noise: Tensor | Noise | None, pool: Tensor, slots: Tensor, *, name: str = "noise"
 ) -> tuple[int, Tensor, Tensor, Tensor, Tensor]:
     """A kernel's mode of noise, and its pointers: noise, seeds, samples, draws; what is not read stands for the rest.
 
@@ -207,7 +207,7 @@ def noise_arguments(
         return NO_NOISE, pool, slots, slots, slots
     if isinstance(noise, Tensor):
         return NOISE_GIVEN, noise, slots, slots, slots
-    check_keys(len(slots), **{f"noise.{name}": key for name, key in noise._asdict().items()})
+    check_keys(len(slots), **{f"{name}.{part}": key for part, key in noise._asdict().items()})
     return NOISE_KEYED, pool, *noise
 
 

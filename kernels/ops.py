@@ -1,8 +1,9 @@
 """The updates as torch operators, for `torch.compile` and `torch.export`: the fused kernels on a GPU, their twins
 elsewhere.
 
-`torch.ops.fewstep.gather`, `.normal_`, `.ensemble_step` and `.langevin_step` take what `kernels.gather.gather`,
-`kernels.gather.normal_`, `kernels.ensemble.ensemble_step` and `kernels.langevin.langevin_step` take, with the keys of
+`torch.ops.fewstep.gather`, `.normal_`, `.ensemble_step`, `.langevin_step` and `.metropolis_step` take what
+`kernels.gather.gather`, `kernels.gather.normal_`, `kernels.ensemble.ensemble_step`, `kernels.langevin.langevin_step`
+and `kernels.metropolis.metropolis_step` take, with the keys of
 the noise as three tensors beside the noise itself, and the history as four.
 """
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from . import philox, philox_torch, reference
 from .launch import STARTS, History, Noise
 
-__all__ = ["ensemble_step", "gather", "langevin_step", "normal", "normal_"]
+__all__ = ["ensemble_step", "gather", "langevin_step", "metropolis_step", "normal", "normal_"]
 
 
 def normal(seeds: Tensor, samples: Tensor, draws: Tensor, elements: int) -> Tensor:
@@ -182,6 +183,78 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     rows = slots.shape[0]
     return state.new_empty(rows), state.new_empty(rows, dtype=torch.int32)
+
+
+@torch.library.custom_op("fewstep::metropolis_step", mutates_args=("state", "place", "slope", "level"))
+def metropolis_step(
+    state: Tensor,
+    slots: Tensor,
+    energy: Tensor,
+    gradient: Tensor,
+    coefficients: Tensor,
+    place: Tensor,
+    slope: Tensor,
+    level: Tensor,
+    decision: Tensor | None = None,
+    noise: Tensor | None = None,
+    seeds: Tensor | None = None,
+    samples: Tensor | None = None,
+    draws: Tensor | None = None,
+    decision_samples: Tensor | None = None,
+    decision_draws: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `kernels.metropolis.metropolis_step`. seeds: of both the noise and the decisions.
+
+    Returns the energies at the places, the norms of the gradients there, and the flags of places that are not finite.
+
+    Raises:
+        ValueError: neither decisions nor keys to make them from.
+    """
+    decides, keys = _keys(decision, seeds, decision_samples, decision_draws), _keys(noise, seeds, samples, draws)
+    if decides is None:
+        raise ValueError("decision: neither Gaussians nor the keys of some")
+    if state.is_cuda:
+        from .metropolis import metropolis_step as fused
+
+        return fused(
+            state,
+            slots,
+            energy,
+            gradient,
+            coefficients,
+            place=place,
+            slope=slope,
+            level=level,
+            decision=decides,
+            noise=keys,
+        )
+    energies, norms = torch.zeros(len(slots)), torch.zeros(len(slots))
+    nonfinite = torch.zeros(len(slots), dtype=torch.int32)
+    chains = ((coefficients[:, 1] != 0.0) | (coefficients[:, 3] != 0.0)).nonzero()[:, 0]
+    if len(chains):
+        flat = gradient[: len(slots)].flatten(1).float()
+        drawn = _noise(keys, flat.shape[1], coefficients[:, 3])
+        gaussians = normal(*decides, 1)[:, 0] if isinstance(decides, Noise) else decides
+        found = reference.metropolis_step(
+            state,
+            slots[chains],
+            energy[chains].float(),
+            flat[chains],
+            coefficients[chains],
+            place=place,
+            slope=slope,
+            level=level,
+            decision=gaussians[chains],
+            noise=None if drawn is None else drawn[chains],
+        )
+        energies[chains], norms[chains], nonfinite[chains] = *found[1:], (~torch.isfinite(found[0]).all(1)).int()
+    return energies, norms, nonfinite
+
+
+@metropolis_step.register_fake
+def _(state: Tensor, slots: Tensor, *others: Tensor | None, **named: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    rows = slots.shape[0]
+    return state.new_empty(rows), state.new_empty(rows), state.new_empty(rows, dtype=torch.int32)
 
 
 def _keys(

@@ -47,15 +47,17 @@ class Sampler:
     """A method: its compiler, and the options that it takes besides `sampler`, `steps` and `temperature`.
 
     shown: the settings that `python -m models quality` measures; one that says nothing of steps at each number of
-    steps that the model was trained for.
+    steps that the model was trained for. updates: settings that together have every kind of update that it makes.
     """
 
     compile: Callable[[ModelCard, SampleOptions], Program]
     options: frozenset[str]
     shown: tuple[SampleOptions, ...] = (SampleOptions(),)
+    updates: tuple[SampleOptions, ...] = (SampleOptions(),)
 
 
 _COMMON = frozenset({"sampler", "steps", "temperature"})
+_CHAINS = (SampleOptions(), SampleOptions(parameters=(("metropolis", (1.0,)),)))
 
 SAMPLERS: dict[str, Sampler] = {
     "ddim": Sampler(
@@ -92,12 +94,12 @@ SAMPLERS: dict[str, Sampler] = {
         LATENT_OPTIONS,
         shown=tuple(SampleOptions(parameters=(("langevin_steps", (k,)),)) for k in (0.0, 30.0, 50.0, 100.0)),
     ),
-    "langevin": Sampler(compile_langevin, frozenset({"step_size"}) | LANGEVIN_OPTIONS),
+    "langevin": Sampler(compile_langevin, frozenset({"step_size"}) | LANGEVIN_OPTIONS, updates=_CHAINS),
 }
 
 REFINERS: dict[str, Sampler] = {
     "transition": Sampler(refine_by_transition, frozenset()),
-    "langevin": Sampler(refine_by_langevin, frozenset({"step_size"}) | LANGEVIN_OPTIONS),
+    "langevin": Sampler(refine_by_langevin, frozenset({"step_size"}) | LANGEVIN_OPTIONS, updates=_CHAINS),
 }
 """By name: programs that start from the caller's image."""
 

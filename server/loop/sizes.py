@@ -23,6 +23,11 @@ def slots_of(program: Program) -> int:
     return 1 + program.kept_predictions
 
 
+def has_chains(card: ModelCard) -> bool:
+    """Whether rows may be chains of MALA."""
+    return card.langevin is not None
+
+
 def kept_predictions(card: ModelCard, network: str, capacity: int) -> int:
     """How many predictions of a network one row may be asked to keep, where there are so many slots."""
     sampling = card.sampling
@@ -34,7 +39,7 @@ def kept_predictions(card: ModelCard, network: str, capacity: int) -> int:
 class RowSizes(NamedTuple):
     """Bytes of one row of a model.
 
-    slot: its registers and their anchors, and the sample's accumulator. image: one copy of the sample.
+    slot: its registers and their anchors, the sample's accumulator, and what MALA keeps. image: one copy of the sample.
     """
 
     slot: int
@@ -43,14 +48,16 @@ class RowSizes(NamedTuple):
     @classmethod
     def of(cls, card: ModelCard) -> RowSizes:
         elements = elements_of(card)
-        return cls(FLOAT_BYTES * (2 * sum(elements.values()) + elements[SAMPLE]), FLOAT_BYTES * elements[SAMPLE])
+        images = 3 if has_chains(card) else 1
+        return cls(
+            FLOAT_BYTES * (2 * sum(elements.values()) + images * elements[SAMPLE]), FLOAT_BYTES * elements[SAMPLE]
+        )
 
     def slots(self, limits: Limits) -> int:
         """How many slots there are: as many rows may be in flight, fewer of those that take several."""
         return max(1, min(limits.max_rows_in_flight, limits.state_bytes // self.slot))
 
     def row_bytes(self, program: Program) -> int:
-        """Bytes that one row may come to hold: its slots, result, image, and what MALA keeps."""
-        images = program.uses_accumulator + program.needs_image + 1
-        images += 2 if program.lines[-1].kind == "metropolis" else 0
+        """Bytes that one row may come to hold: its slots, result and image."""
+        images = program.needs_image + 1
         return slots_of(program) * self.slot + images * self.image

@@ -224,7 +224,7 @@ def test_several_devices_share_the_requests(repository: Path):
 
 def test_the_rows_of_one_request_are_shared_out(repository: Path):
     """Samples, energies and the steps that are shown come from two idle devices as from one."""
-    with server_ahead(repository, devices=2, limits=Limits(max_batch_rows=8)) as server:
+    with server_ahead(repository, devices=2, limits=Limits(step_seconds=60.0, max_batch_rows=8)) as server:
         batches = [engine.batcher.counters for engine in server.app.engines]
         asked = pb.SampleRequest(model="digits-ddpm", sampler="ddim", steps=5, seed=9, count=12)
         got = server.sample(asked)

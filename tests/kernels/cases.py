@@ -111,6 +111,29 @@ def langevin_case(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) ->
     return case
 
 
+def metropolis_case(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    """A chain that starts, one in the middle, one that ends, and a row that is none; what is not read is NaN."""
+    elements = int(np.prod(shape))
+    step = 0.5 / elements  # such that proposals of these gradients are about as likely as not
+    chains = [[0.0, 0.0, 0.7, step], [0.7, step, 0.7, 2 * step], [-0.4, step, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]
+    names = ("state", "place", "slope")
+    case = {name: 0.1 * gaussian(CAPACITY, elements, seed=seed) for seed, name in enumerate(names, 50)}
+    case |= {
+        "level": gaussian(CAPACITY, seed=53),
+        "slots": torch.tensor(SLOTS, device=DEVICE),
+        "energy": gaussian(ROWS, seed=54).to(dtype),
+        "gradient": (0.1 * gaussian(ROWS, *shape, seed=55)).to(dtype),
+        "coefficients": torch.tensor([[*chain, -30.0, 30.0] for chain in chains], device=DEVICE),
+    }
+    case["state"][SLOTS[1]] = case["place"][SLOTS[1]] + step**0.5 * gaussian(elements, seed=56)
+    for name in ("place", "slope", "level"):
+        case[name][SLOTS[0]] = torch.nan
+    for name in (*names, "level"):
+        case[name][SLOTS[3]] = torch.nan
+    case["gradient"][3] = case["energy"][3] = torch.nan
+    return case
+
+
 GATHERS = (STARTS, STARTS | COPY, STARTS, 0, COPY, ANCHORS, STARTS, ANCHORS)
 GATHER_SLOTS = (3, 3, 0, 8, 8, 5, 2, 7)
 COPIES = {1: 0, 4: 3}

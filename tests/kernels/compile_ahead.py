@@ -27,6 +27,7 @@ from kernels.ensemble import ensemble_step
 from kernels.gather import gather, normal_
 from kernels.langevin import langevin_step
 from kernels.launch import History, Noise
+from kernels.metropolis import metropolis_step
 
 ARCHITECTURES = (80, 90)
 ROWS, CAPACITY = 4, 6
@@ -101,6 +102,8 @@ def launches(shape: tuple[int, ...], dtype: torch.dtype, last: bool) -> Iterator
         "langevin+free",
         lambda: langevin_step(state, rows, output, seven, noise=noise, clips=False, network_input=following),
     )
+    chains = {"place": state, "slope": anchor, "level": torch.zeros(CAPACITY), "decision": noise}
+    yield "metropolis", lambda: metropolis_step(state, rows, stds, output, torch.zeros(ROWS, 6), noise=noise, **chains)
     yield "gather", lambda: gather(state, rows, following, **start)
     yield "gather+all", lambda: gather(state, rows, following, **start, **images)
     yield "normal", lambda: normal_(following[:ROWS], rows, rows, rows)

@@ -7,7 +7,7 @@ import torch
 
 from kernels import ops, reference
 
-from .cases import CAPACITY, DEVICE, ROWS, ensemble_case, gather_case, gaussian, keys, langevin_case
+from .cases import ROWS, a_history, ensemble_case, gather_case, gaussian, keys, langevin_case, metropolis_case
 
 pytestmark = pytest.mark.gpu
 SHAPE = (3, 8, 8)
@@ -15,23 +15,15 @@ SHAPE = (3, 8, 8)
 Tensors = dict[str, torch.Tensor]
 
 
-def metropolis_case() -> Tensors:
-    elements = 192
-    pools = {name: gaussian(CAPACITY, elements, seed=seed) for seed, name in enumerate(("state", "place", "slope"))}
-    flat = {name: gaussian(ROWS, elements, seed=seed) for seed, name in enumerate(("gradient", "noise"), 4)}
-    ones = {name: gaussian(ROWS, seed=seed) for seed, name in enumerate(("energy", "decision"), 6)}
-    coefficients = torch.tensor([[0.7, 0.1, 0.7, 0.1, -30.0, 30.0]], device=DEVICE).repeat(ROWS, 1)
-    slots = torch.arange(ROWS, device=DEVICE)
-    return pools | flat | ones | {"coefficients": coefficients, "slots": slots, "level": gaussian(CAPACITY, seed=8)}
-
-
 def cases() -> dict[str, Tensors]:
-    noise = dict(zip(("seeds", "samples", "draws"), keys(), strict=True))
+    noise = keys()._asdict()
+    decisions = {"decision_samples": keys().samples, "decision_draws": keys().draws.flip(0).contiguous()}
+    history = {f"history_{name}": value for name, value in a_history()._asdict().items()}
     return {
         "gather": gather_case(SHAPE),
-        "ensemble": ensemble_case(SHAPE) | noise,
+        "ensemble": ensemble_case(SHAPE) | noise | history,
         "langevin": langevin_case(SHAPE) | noise,
-        "metropolis": metropolis_case(),
+        "metropolis": metropolis_case(SHAPE) | noise | decisions,
         "twin": gather_case(SHAPE),
         "flat": ensemble_case((192,)),
         "normal": {"out": gaussian(ROWS, *SHAPE, seed=9)} | noise,
@@ -43,7 +35,7 @@ def step(all_of: dict[str, Tensors]) -> None:
     ops.normal_(**all_of["normal"])
     ops.ensemble_step(**all_of["ensemble"])
     ops.langevin_step(**all_of["langevin"])
-    reference.metropolis_step(**all_of["metropolis"])
+    ops.metropolis_step(**all_of["metropolis"])
     reference.gather(**all_of["twin"])
     reference.ensemble_step(**all_of["flat"])
 

@@ -37,7 +37,7 @@ def the(compiled, **wanted):
 
 def test_nothing_spills(compiled):
     """No kernel keeps anything on its stack, or needs so many registers that few of its warps fit."""
-    names = ("ensemble", "gather", "langevin", "norm", "normal", "root")
+    names = ("ensemble", "gather", "langevin", "norm", "normal", "propose", "root", "sums")
     assert {each["kernel"] for each in compiled} == {f"_{name}_kernel" for name in names}
     for each in compiled:
         assert each["stack"] == each["local"] == 0, each

@@ -7,7 +7,7 @@ import torch
 from kernels import ensemble, langevin, ops
 from kernels.launch import History, Noise
 
-from .cases import DEVICE, ROWS, a_history, ensemble_case, gather_case, gaussian, keys, langevin_case
+from .cases import DEVICE, ROWS, a_history, ensemble_case, gather_case, gaussian, keys, langevin_case, metropolis_case
 
 
 def operator_arguments() -> dict[str, torch.Tensor]:
@@ -33,6 +33,8 @@ def test_the_operators_are_well_formed():
     torch.library.opcheck(ops.ensemble_step, (), operator_arguments())
     chain = langevin_case((3, 7, 5)) | dict(zip(("seeds", "samples", "draws"), keys(), strict=True))
     torch.library.opcheck(ops.langevin_step, (), chain)
+    decisions = {"decision_samples": keys().samples, "decision_draws": keys().draws}
+    torch.library.opcheck(ops.metropolis_step, (), metropolis_case((3, 7, 5)) | keys()._asdict() | decisions)
     torch.library.opcheck(ops.gather, (), gather_case((3, 7, 5)))
     torch.library.opcheck(ops.normal_, (gaussian(ROWS, 3, 7, 5, seed=0), *keys()))
 

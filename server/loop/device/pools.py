@@ -10,7 +10,7 @@ from torch import Tensor
 from models.bundle import ModelCard
 from models.program import SAMPLE
 
-from ..sizes import elements_of
+from ..sizes import elements_of, has_chains
 
 
 class Chains(NamedTuple):
@@ -25,6 +25,7 @@ class Pools:
     """state, anchor: by register, float32 `(capacity + 1, elements)`. accumulator: like the sample's.
 
     images, predictions: what the rows of one step start from, and what the host wants of it, `(rows, elements)`.
+    chains: of models that have such.
     """
 
     def __init__(self, card: ModelCard, capacity: int, rows: int, device: torch.device) -> None:
@@ -37,15 +38,10 @@ class Pools:
         self.accumulator = self._pool(capacity + 1, SAMPLE)
         self.images = self._pool(rows, SAMPLE)
         self.predictions = self._pool(rows, SAMPLE)
-        self._chains: Chains | None = None
-
-    def chains(self) -> Chains:
-        """Made when the first row needs them."""
-        if self._chains is None:
-            slots = self.scratch + 1
-            level = torch.zeros(slots, dtype=torch.float32, device=self._device)
-            self._chains = Chains(self._pool(slots, SAMPLE), self._pool(slots, SAMPLE), level)
-        return self._chains
+        self.chains: Chains | None = None
+        if has_chains(card):
+            level = torch.zeros(capacity + 1, dtype=torch.float32, device=device)
+            self.chains = Chains(self._pool(capacity + 1, SAMPLE), self._pool(capacity + 1, SAMPLE), level)
 
     def _pool(self, rows: int, register: str) -> Tensor:
         return torch.zeros(rows, self.elements[register], dtype=torch.float32, device=self._device)

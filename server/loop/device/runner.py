@@ -106,7 +106,7 @@ class DeviceRunner:
         return DeviceStep(batch, numbers, function.results, downloads, marks, lambda: function.let_go(held))
 
     def _function(self, batch: Batch, lines: Sequence[Line]) -> StepFunction:
-        needed = plan_of(batch.network, batch.kind, lines)
+        needed = plan_of(batch.network, lines)
         plan = next((plan for plan in self._plans if plan.covers(needed)), needed)
         rows = self._rows(batch.network, batch.network_rows)
         function = self._functions.get((plan, rows))
@@ -139,7 +139,8 @@ class DeviceRunner:
     def _collect(self, control: Control, wanted: Wanted, kind: str) -> _Collected:
         """What the host gets beside the results, in tensors that no later step writes to."""
         finals, places, shown = len(wanted.finals), len(wanted.places), len(wanted.predictions)
-        pool = self._pools.chains().place if kind == "metropolis" and places else self._pools.state[SAMPLE]
+        chains = self._pools.chains
+        pool = chains.place if chains is not None and kind == "metropolis" else self._pools.state[SAMPLE]
         return _Collected(
             self._pools.state[SAMPLE].index_select(0, control.collected[:finals]) if finals else None,
             pool.index_select(0, control.collected[finals : finals + places]) if places else None,

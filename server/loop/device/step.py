@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import kernels.ops  # noqa: F401  (makes the operators known to torch)
 from export.runtime import EngineError
 from export.runtime.device import DeviceSession
-from kernels.ops import normal
-from kernels.reference import metropolis_step
 from models.bundle import ModelCard, TensorSpec
 from models.program import SAMPLE, EnsembleUpdate, LangevinUpdate, start_draw
 
+from ...errors import Internal
 from ..protocols import NetworkError
 from .control import Control, Updates
 from .plan import Plan, Target
@@ -31,12 +31,12 @@ FINITE, NORM, LEVEL = "nonfinite", "norm", "level"
 class Results:
     """What a step tells of its rows, float32 `(names, rows)`, of which `row_of` gives the places.
 
-    "energy": the network's first output, of every step but those of the kind ensemble. By target: "nonfinite", 1 where
+    "energy": the network's first output, where that is one. By target: "nonfinite", 1 where
     the new state is not; "norm" of the gradient that the update used; "level", the energy at a chain's place (MALA).
     """
 
     def __init__(self, plan: Plan, rows: int, device: torch.device) -> None:
-        names: list[str | tuple[Target, str]] = [] if plan.kind == "ensemble" else [ENERGY]
+        names: list[str | tuple[Target, str]] = [ENERGY] if plan.energies else []
         for target in plan.targets:
             names.append((target, FINITE))
             if target.rule is not EnsembleUpdate:
@@ -181,7 +181,7 @@ class StepFunction:
             if isinstance(error, torch.AcceleratorError) and not out_of_memory(error):
                 raise  # no fault of the network on these rows
             raise NetworkError(f"network {self.plan.network} failed: {error}") from error
-        if self.plan.kind != "ensemble":
+        if self.plan.energies:
             self.results.put(ENERGY, outputs[0].flatten())
         for target, updates in control.updates.items():
             if target.rule is EnsembleUpdate:
@@ -227,23 +227,25 @@ class StepFunction:
         self.results.put((target, NORM), norms)
 
     def _metropolis(self, target: Target, updates: Updates, outputs: tuple[Tensor, ...]) -> None:
-        """In plain torch operations: two sums over a row and a decision in between are no work for one launch."""
-        chains, control = self._pools.chains(), self.control
-        gradient = outputs[target.output].flatten(1).float()
-        elements = gradient.shape[1]
-        places, levels, norms = metropolis_step(
+        chains = self._pools.chains
+        if chains is None:
+            raise Internal(f"{self._card.name} has no pools for chains of MALA")
+        levels, norms, nonfinite = ops.metropolis_step(
             self._pools.state[target.register],
             updates.slots,
-            outputs[0].flatten().float(),
-            gradient,
+            outputs[0].flatten(),
+            outputs[target.output],
             updates.coefficients,
             place=chains.place,
             slope=chains.slope,
             level=chains.level,
-            decision=normal(control.seeds, control.samples, updates.decisions, 1)[:, 0],
-            noise=normal(control.seeds, updates.samples, updates.draws, elements),
+            seeds=self.control.seeds,
+            samples=updates.samples,
+            draws=updates.draws,
+            decision_samples=self.control.samples,
+            decision_draws=updates.decisions,
         )
-        self.results.put((target, FINITE), (~torch.isfinite(places).all(1)).float())
+        self.results.put((target, FINITE), nonfinite)
         self.results.put((target, NORM), norms)
         self.results.put((target, LEVEL), levels)
 
