@@ -29,6 +29,7 @@ MEASUREMENTS = {
     "quality": "bench.quality",
     "faults": "bench.faults.command",
     "soak": "bench.soak",
+    "turns": "bench.turns.command",
 }
 """The module of each: with `add_arguments`, and `main`, which returns the exit code."""
 

@@ -40,14 +40,16 @@ class ServingProcess(ABC):
         log: Path,
         *,
         environment: Mapping[str, str] | None = None,
+        directory: Path = ROOT,
         start_timeout: float,
         stop_timeout: float,
     ) -> None:
-        """name: what messages call it. environment: variables besides those of this process."""
+        """name: what messages call it. environment: variables besides those of this process. directory: to run in."""
         self.log = log
         self.start_seconds = 0.0
         self._name = name
         self._command = command
+        self._directory = directory
         # Whatever the server starts inherits the mark, and is found by it however far it moved away.
         self._mark = uuid.uuid4().hex
         self._environment = {**os.environ, **(environment or {}), _MARK: self._mark}
@@ -66,7 +68,7 @@ class ServingProcess(ABC):
         self._file = self.log.open("wb")
         self._process = subprocess.Popen(
             self._command,
-            cwd=ROOT,
+            cwd=self._directory,
             env=self._environment,
             stdin=subprocess.DEVNULL,
             stdout=self._file,

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from models.machine import ROOT
+
 from .process import ServerFailed, ServingProcess
 
 __all__ = ["ServerFailed", "ServerProcess"]
@@ -26,15 +28,19 @@ class ServerProcess(ServingProcess):
         log: Path,
         arguments: Sequence[str] = (),
         *,
+        checkout: Path = ROOT,
         start_timeout: float = 60.0,
         stop_timeout: float = 40.0,
     ) -> None:
+        """checkout: whose server it is."""
         self.repository = repository
         self.address = ""
         self.metrics_address = ""
         command = [sys.executable, "-m", "server", "--repository", str(repository.resolve())]
         command += ["--port", "0", "--metrics-port", "0", *arguments]
-        super().__init__("the server", command, log, start_timeout=start_timeout, stop_timeout=stop_timeout)
+        super().__init__(
+            "the server", command, log, directory=checkout, start_timeout=start_timeout, stop_timeout=stop_timeout
+        )
 
     def _look_ready(self) -> bool:
         ready = _READY.search(self.log.read_text(errors="replace"))

@@ -132,6 +132,10 @@ def open_graph(
     # The binding's exceptions share no base class but Exception, and this one says which file it was.
     except Exception as error:
         raise EngineError(f"{origin}: ONNX Runtime refused the model: {' '.join(str(error).split())}") from error
+    # It would keep the model's bytes for as long as it lives, to begin anew on other providers when these fail; what
+    # was asked to run on a GPU is not to end up on the CPU unnoticed.
+    session.disable_fallback()
+    session._model_bytes = None
     for kind, wanted, present in (
         ("inputs", spec.inputs, session.get_inputs()),
         ("outputs", spec.outputs, session.get_outputs()),

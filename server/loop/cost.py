@@ -19,6 +19,9 @@ class StepCost:
         self._cold = True
         self.fit = (0.0, 0.0)
         """(fixed, per_row) in seconds, neither negative. Asked far more often than batches run."""
+        self.only_rows = 0
+        """The one size that all batches have, as far as is remembered; 0 where there are several. From one size alone
+        what a row costs cannot be told."""
         self.recorded_at = 0.0
         """When the last batch ended, on the clock of whoever records."""
 
@@ -39,8 +42,9 @@ class StepCost:
     def _line(self) -> tuple[float, float]:
         n, t = self._n / self._weight, self._t / self._weight
         spread = self._nn / self._weight - n * n
-        if spread < 1e-9 * n * n:
-            return 0.0, t / n  # one batch size so far: blame the rows
+        self.only_rows = round(n) if spread < 1e-9 * n * n else 0
+        if self.only_rows:
+            return 0.0, t / n  # blame the rows
         per_row = (self._nt / self._weight - n * t) / spread
         if per_row <= 0.0:
             return t, 0.0

@@ -51,6 +51,8 @@ class Prediction:
         cost.record(network_rows, seconds)
         cost.recorded_at = self._clock()
         rows = max(1, cost.rows_within(self._limits.step_seconds), cost.rows_enough(FIXED_SHARE))
+        if rows == cost.only_rows:
+            rows += 1  # else batches that are long for their fixed cost would stay small, and nobody would ever know
         self._batch_rows[network] = min(self._limits.max_batch_rows, rows)
 
     def forget(self, model: ModelKey) -> None:

@@ -52,3 +52,39 @@ def test_a_batch_is_cut_to_the_step_budget_but_not_below_what_is_worth_its_fixed
     assert limit(fixed=0.03, per_row=0.001) == 30
     assert limit(fixed=0.03, per_row=0.03) == 1
     assert limit(fixed=0.03, per_row=1e-6) == Limits().max_batch_rows
+
+
+def run(world: World, steps: int, fixed: float, per_row: float) -> list[int]:
+    """Take steps that cost so much; returns how many rows each had."""
+    widths = []
+    for _ in range(steps):
+        batch, _ = world.batcher.schedule()
+        seconds = fixed + per_row * len(batch.rows)
+        world.now += seconds
+        world.batcher.complete(batch, seconds)
+        widths.append(len(batch.rows))
+    return widths
+
+
+@pytest.mark.parametrize("before", [3, 2000])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_small_batches_do_not_hide_what_large_ones_would_save(rows: int, before: int):
+    """A step of 18 ms and half a millisecond a row, as large networks have on a GPU: requests that came a few at a time
+    all look alike, and still a crowd gets wide batches as soon as it is there."""
+    world = World(step_seconds=0.02)
+    for _ in range(before):
+        world.submit(1, rows=rows)
+        run(world, 1, 0.018, 0.0005)
+    for _ in range(40):
+        world.submit(8, rows=4)
+    widths = run(world, 12, 0.018, 0.0005)
+    assert sum(width >= 30 for width in widths) >= 8, widths
+
+
+def test_long_rows_stay_alone_but_for_two_that_are_tried():
+    """Rows of half a second each, of which two take twice as long: batches of one, once that is known."""
+    world = World(step_seconds=0.02)
+    world.submit(50, rows=4)
+    widths = run(world, 60, 0.0, 0.5)
+    assert widths[:2] == [4, 4]  # nothing is known yet: the first does not count
+    assert widths.count(1) >= 56, widths
