@@ -30,13 +30,13 @@ from models.bundle import (
     Bundle,
     BundleError,
     Manifest,
-    ModelCard,
     Precision,
     encode,
     load_bundle,
     sha256_of,
     weight_files,
 )
+from models.card import ModelCard
 from models.checkpoint import CHECKPOINT, load_checkpoint, load_modules
 
 from . import ExportError, graph_file, weights_file

@@ -17,7 +17,8 @@ import sympy
 from torch import nn
 from torch.export import ExportedProgram
 
-from models.bundle import GraphFile, ModelCard, ParityCheck, Precision, sha256_of
+from models.bundle import GraphFile, ParityCheck, Precision, sha256_of
+from models.card import ModelCard
 from models.run import networks_of
 
 from . import ExportError, graph_file, weights_file

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from models.bundle import ModelCard, NetworkSpec, ParityCheck, TensorSpec
+from models.bundle import ParityCheck
+from models.card import ModelCard, NetworkSpec, TensorSpec
 from models.run import Network, network_of
 
 from . import ExportError

@@ -25,7 +25,7 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
-from models.bundle import NetworkSpec
+from models.card import NetworkSpec
 
 from . import ExportError
 from .precision import HALF, lower

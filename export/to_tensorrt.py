@@ -25,7 +25,8 @@ import numpy as np
 import tensorrt as trt
 import torch
 
-from models.bundle import Bundle, NetworkSpec
+from models.bundle import Bundle
+from models.card import NetworkSpec
 
 from .runtime import EngineError, engine_cache, gpu
 from .runtime.device import batch_buckets

@@ -22,7 +22,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from models.bundle import NetworkSpec
+from models.card import NetworkSpec
 from models.run import energy_gradient
 
 from . import ExportError

@@ -1,6 +1,6 @@
 """Checkpoints: a trained model as it leaves training, `checkpoint.json` and safetensors.
 
-`checkpoint.json` is a `ModelCard` (`models.bundle`): training writes it, `python -m export` turns it
+`checkpoint.json` is a `ModelCard` (`models.card`): training writes it, `python -m export` turns it
 into a bundle. Weights are float32 or float16 safetensors; nothing is ever unpickled.
 """
 
@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .bundle import BundleError, ModelCard, ModuleSpec, decode, encode, sha256_of, verify_file, weight_files
+from .bundle import BundleError, decode, encode, sha256_of, verify_file, weight_files
+from .card import ModelCard, ModuleSpec
 
 if TYPE_CHECKING:
     import torch

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kernels.philox import normal
 
-from .bundle import ModelCard
+from .card import ModelCard
 from .program import SAMPLE, EnsembleUpdate, LangevinUpdate, Line, MetropolisUpdate, Program, Update, start_draw
 
 Network = Callable[..., tuple[Tensor, ...]]

@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from .bundle import ScheduleSpec
+from .card import ScheduleSpec
 
 Array = npt.NDArray[np.float64]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
-from models.bundle import ModelCard, ScaleSpec
+from models.card import ModelCard, ScaleSpec
 from models.program import Program
 from models.samplers import SampleOptions, compile_refine, compile_sample, compile_score
 

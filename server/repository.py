@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from export.runtime import EngineError
-from models.bundle import MANIFEST, Bundle, BundleError, ModelCard, load_bundle, sha256_of
+from models.bundle import MANIFEST, Bundle, BundleError, load_bundle, sha256_of
 from models.calibrate import Calibration
+from models.card import ModelCard
 from models.samplers import available_refiners, available_samplers
 
 from .backend import Backend

@@ -10,7 +10,8 @@ from typing import Literal
 
 from msgspec.structs import replace
 
-from models.bundle import Bundle, GraphFile, Manifest, ModelCard, load_bundle
+from models.bundle import Bundle, GraphFile, Manifest, load_bundle
+from models.card import ModelCard
 from models.checkpoint import load_checkpoint, save_checkpoint
 
 from .cases import EndToEndError, Workload

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from models.bundle import ModelCard
+from models.card import ModelCard
 from models.program import Program
 from models.samplers import SampleOptions, compile_sample, compile_score
 

@@ -8,7 +8,7 @@ from time import perf_counter
 import numpy as np
 
 from export.runtime import Array, Session
-from models.bundle import ModelCard, TensorSpec
+from models.card import ModelCard, TensorSpec
 from models.program import Program
 
 from .served import Floats, Taken

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.bundle import Bundle, TensorSpec
+from models.bundle import Bundle
+from models.card import TensorSpec
 from models.checkpoint import load_modules
 from models.program import SAMPLE, EnsembleUpdate, LangevinUpdate, Line, Program, Update
 from models.run import Network, network_of

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from models.bundle import ModelCard
+from models.card import ModelCard
 from models.samplers import SAMPLERS, OptionError, SampleOptions, available_samplers, compile_sample
 from protos import fewstep_pb2 as pb
 from protos import inference_pb2 as oip

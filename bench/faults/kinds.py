@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from models.bundle import ModelCard
+from models.card import ModelCard
 from protos import fewstep_pb2 as pb
 from protos import inference_pb2 as oip
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from models.bundle import ModelCard
+from models.card import ModelCard
 from models.program import LangevinUpdate
 from models.samplers import OptionError, UnsupportedError, available_samplers, compile_sample
 from protos import fewstep_pb2 as pb

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.bundle import Bundle, ModelCard
+from models.bundle import Bundle
 from models.calibrate import Calibration
+from models.card import ModelCard
 from models.checkpoint import CHECKPOINT, load_checkpoint, load_modules
 from models.program import EnsembleUpdate, Program
 from models.run import Network, networks_of, run

@@ -21,7 +21,8 @@ import numpy.typing as npt
 from export.runtime.onnxruntime import OnnxRuntime
 from kernels.cpu import ensemble_step, langevin_step
 from kernels.philox import normal
-from models.bundle import Bundle, ModelCard, load_bundle
+from models.bundle import Bundle, load_bundle
+from models.card import ModelCard
 from models.program import SAMPLE, EnsembleUpdate, LangevinUpdate, Line, Program, Update, start_draw
 from models.samplers import SampleOptions, compile_sample, compile_score, find_scale
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from models.bundle import ModelCard
+from models.card import ModelCard
 from server.config import Limits
 from server.loop.sizes import RowSizes
 

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from models.bundle import ModelCard
+from models.card import ModelCard
 
 from ..mix import Call, Kind, resolve
 from ..targets import NativeTarget

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from models.bundle import MANIFEST, Manifest, ModelCard, decode
+from models.bundle import MANIFEST, Manifest, decode
+from models.card import ModelCard
 from models.checkpoint import CHECKPOINT
 from models.samplers import available_refiners, available_samplers
 from server.client import ModelSummary

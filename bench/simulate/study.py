@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from models.bundle import ModelCard
+from models.card import ModelCard
 from server.config import Limits
 from server.loop.sizes import RowSizes
 from server.types import ModelKey

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from models.bundle import ModelCard
+from models.card import ModelCard
 from models.program import Program
 from models.samplers import OptionError, SampleOptions, UnsupportedError, compile_sample, compile_score, find_scale
 from server.loop.sizes import RowSizes

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from models.bundle import NetworkSpec
+from models.card import NetworkSpec
 
 from . import EngineError
 

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from models.bundle import Bundle, NetworkSpec
+from models.bundle import Bundle
+from models.card import NetworkSpec
 
 from . import Array, EngineError
 

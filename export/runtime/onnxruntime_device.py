@@ -18,7 +18,8 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from models.bundle import Bundle, NetworkSpec
+from models.bundle import Bundle
+from models.card import NetworkSpec
 
 from . import EngineError
 from .addresses import checked_inputs, new_outputs

@@ -16,7 +16,8 @@ import tensorrt as trt
 import torch
 from torch import Tensor
 
-from models.bundle import Bundle, NetworkSpec
+from models.bundle import Bundle
+from models.card import NetworkSpec
 
 from .. import to_tensorrt
 from . import EngineError, gpu

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd
 
-from models.bundle import Bundle, ModelCard
+from models.bundle import Bundle
+from models.card import ModelCard
 from models.checkpoint import load_modules
 from models.networks.resample import Double, Halve, HalvingConvolution
 from models.run import network_of

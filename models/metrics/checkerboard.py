@@ -18,7 +18,7 @@ import torch
 from scipy.special import ndtr
 from torch import nn
 
-from ..bundle import ModelCard
+from ..card import ModelCard
 
 Array = npt.NDArray[np.float64]
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..bundle import ScheduleSpec
+from ..card import ScheduleSpec
 from ..schedules import alpha_bar
 from .vdrme import TimeEmbedding
 

@@ -11,7 +11,7 @@ from diffusers.models.embeddings import Timesteps
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..bundle import ScheduleSpec
+from ..card import ScheduleSpec
 from ..schedules import alpha_bar
 
 SCHEDULE = ScheduleSpec(kind="cosine")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..bundle import ScheduleSpec
+from ..card import ScheduleSpec
 from ..schedules import alpha_bar
 from .resample import Double
 from .unet2d import UNet2D

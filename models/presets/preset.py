@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..bundle import ImageSpec, ModelCard, ModuleSpec
+from ..card import ImageSpec, ModelCard, ModuleSpec
 from ..checkpoint import composite_module, save_checkpoint, save_module
 from ..networks import build
 

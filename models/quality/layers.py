@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..bundle import ModelCard
+from ..card import ModelCard
 from ..metrics.outliers import OOD_SETS, Images
 from ..networks.latent import Energies, Hierarchy, Posterior, infer, log_marginal
 from ..samplers.latent import LAYER_ENERGY

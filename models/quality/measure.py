@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..bundle import ModelCard, ScaleSpec
+from ..card import ModelCard, ScaleSpec
 from ..checkpoint import load_checkpoint, load_modules
 from ..data import CLASSES
 from ..metrics.frechet import FrechetDigits

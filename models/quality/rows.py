@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from ..bundle import ModelCard
+from ..card import ModelCard
 from ..program import Program
 from ..samplers import SAMPLERS, SampleOptions, UnsupportedError, available_samplers, compile_sample
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from ..bundle import ModelCard, ScaleSpec
+from ..card import ModelCard, ScaleSpec
 from ..program import Program
 from .ancestral import compile_ancestral
 from .ensemble import compile_custom, compile_ddim, compile_iddim, compile_radical

@@ -10,7 +10,7 @@ from math import atan, exp, expm1, log, sqrt, tan
 
 import numpy as np
 
-from ..bundle import ModelCard, ScheduleSpec
+from ..card import ModelCard, ScheduleSpec
 from ..program import INFINITY, EnsembleUpdate, Line, Program, Update, noise_draw
 from ..schedules import alpha_bar
 from .ensemble import check_guidance, check_steps, temperature, unit_interval

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import sqrt
 
-from ..bundle import ModelCard, SamplingSpec
+from ..card import ModelCard, SamplingSpec
 from ..program import INFINITY, EnsembleUpdate, Line, Program, Update, latent_draw, noise_draw
 from ..schedules import alpha_bar, time_grid
 from .options import OptionError, SampleOptions, UnsupportedError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import sqrt
 
-from ..bundle import ModelCard, ScaleSpec
+from ..card import ModelCard, ScaleSpec
 from ..program import Line, Program, latent_draw
 from ..schedules import alpha_bar, time_grid
 from .ensemble import compile_ensemble

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from math import isfinite
 
-from ..bundle import ModelCard
+from ..card import ModelCard
 from ..program import INFINITY, EnsembleUpdate, LangevinUpdate, Line, Program, Update, assign, latent_draw, noise_draw
 from .ensemble import check_steps
 from .langevin import OPTIONS as LANGEVIN_OPTIONS

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import isfinite, sqrt
 
-from ..bundle import EnergySpec, LangevinSpec, ModelCard
+from ..card import EnergySpec, LangevinSpec, ModelCard
 from ..program import (
     INFINITY,
     LangevinUpdate,

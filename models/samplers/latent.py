@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from math import sqrt
 
-from ..bundle import ModelCard, SamplingSpec, ScaleSpec
+from ..card import ModelCard, SamplingSpec, ScaleSpec
 from ..program import INFINITY, EnsembleUpdate, LangevinUpdate, Line, Program, Update, assign, noise_draw
 from .ensemble import check_steps
 from .options import OptionError, SampleOptions, UnsupportedError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..bundle import ModelCard
+from ..card import ModelCard
 from ..program import Line, Program
 from .langevin import langevin_lines, noise_free_scale
 from .options import SampleOptions

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..bundle import ModelCard, ScaleSpec
+from ..card import ModelCard, ScaleSpec
 from ..program import Line, Program
 from .options import OptionError, UnsupportedError
 

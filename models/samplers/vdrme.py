@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..bundle import ModelCard
+from ..card import ModelCard
 from ..program import INFINITY, EnsembleUpdate, Line, Program, Update, latent_draw
 from ..schedules import alpha_bar
 from .ensemble import check_steps, iterate_step, temperature

@@ -8,8 +8,8 @@ import msgspec
 import numpy as np
 import torch
 
-from ..bundle import ModelCard, ScaleSpec
 from ..calibrate import Calibration
+from ..card import ModelCard, ScaleSpec
 from ..checkpoint import load_checkpoint, load_modules, save_checkpoint
 from ..data import load_digits_split
 from ..run import Network, networks_of, run

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..bundle import (
+from ..card import (
     EnergySpec,
     ImageSpec,
     LangevinSpec,

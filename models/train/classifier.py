@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..bundle import ImageSpec, LabelSpec, ModelCard, NetworkSpec, TensorSpec
+from ..card import ImageSpec, LabelSpec, ModelCard, NetworkSpec, TensorSpec
 from ..checkpoint import save_checkpoint, save_module
 from ..data import CLASSES, LabelledImages, load_digits_split
 from ..networks.classifier import Classifier, one_thread

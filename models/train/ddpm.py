@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..bundle import ImageSpec, LabelSpec, ModelCard, NetworkSpec, SamplingSpec, ScheduleSpec, TensorSpec
+from ..card import ImageSpec, LabelSpec, ModelCard, NetworkSpec, SamplingSpec, ScheduleSpec, TensorSpec
 from ..checkpoint import save_checkpoint, save_module
 from ..data import CLASSES, NULL_LABEL, LabelledImages, load_digits_split
 from ..networks import build

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..bundle import (
-    BundleError,
+from ..bundle import BundleError
+from ..card import (
     EnergySpec,
     ImageSpec,
     LabelSpec,

@@ -10,7 +10,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from ..bundle import ImageSpec, ModelCard
+from ..card import ImageSpec, ModelCard
 from ..checkpoint import save_checkpoint, save_module
 from ..data import KNOWN_DIGITS, load_digits_split
 from . import ddpm, vdrme

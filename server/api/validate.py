@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from models.bundle import ModelCard
+from models.card import ModelCard
 from models.program import Program
 from models.samplers import OptionError, SampleOptions, UnsupportedError, find_scale
 from protos import fewstep_pb2 as pb

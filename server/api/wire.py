@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from models.bundle import ImageSpec
+from models.card import ImageSpec
 from protos import fewstep_pb2 as pb
 
 from ..errors import InvalidArgument

@@ -16,7 +16,8 @@ import numpy.typing as npt
 from export.runtime import Array, Session
 from kernels.cpu import ensemble_step, langevin_step, metropolis_step
 from kernels.philox import normal
-from models.bundle import Bundle, TensorSpec
+from models.bundle import Bundle
+from models.card import TensorSpec
 from models.program import SAMPLE, EnsembleUpdate, LangevinUpdate, Line, Update, start_draw
 
 from ..config import Limits

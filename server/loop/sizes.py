@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 from typing import NamedTuple
 
-from models.bundle import ModelCard
+from models.card import ModelCard
 from models.program import SAMPLE, Program
 
 from ..config import Limits

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.bundle import ModelCard
+from models.card import ModelCard
 from models.checkpoint import load_checkpoint, load_modules
 from models.data import load_digits_split
 from models.run import networks_of, run

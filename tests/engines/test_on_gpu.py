@@ -11,7 +11,8 @@ from torch import Tensor
 
 from bench.end_to_end.bundles import untraced
 from export.runtime.device import DeviceSession, open_device_runtime
-from models.bundle import Bundle, NetworkSpec
+from models.bundle import Bundle
+from models.card import NetworkSpec
 from models.checkpoint import load_modules
 from models.run import network_of
 

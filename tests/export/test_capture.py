@@ -15,7 +15,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from models.bundle import ModelCard, ModuleSpec, NetworkSpec, decode
+from models.bundle import decode
+from models.card import ModelCard, ModuleSpec, NetworkSpec
 from models.checkpoint import CHECKPOINT, composite_module
 from models.networks import build
 from models.presets.catalogue import PRESETS

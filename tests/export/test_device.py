@@ -15,7 +15,8 @@ from export.parity import draw_inputs
 from export.runtime import DEVICE_ENGINES, EngineError
 from export.runtime.device import DeviceSession, open_device_runtime
 from export.runtime.torch_device import TorchDeviceRuntime, _cast
-from models.bundle import Bundle, NetworkSpec, load_bundle
+from models.bundle import Bundle, load_bundle
+from models.card import NetworkSpec
 from models.checkpoint import load_modules
 from models.networks.resample import Double, Halve, HalvingConvolution
 from models.run import energy_gradient, network_of

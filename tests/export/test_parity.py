@@ -18,7 +18,7 @@ from export.parity import (
     probe_seeds,
     reference_outputs,
 )
-from models.bundle import NetworkSpec, TensorSpec
+from models.card import NetworkSpec, TensorSpec
 from models.checkpoint import load_checkpoint, load_modules
 
 from . import tiny

@@ -22,7 +22,8 @@ from export.runtime.device import open_device_runtime
 from export.runtime.onnxruntime import OnnxRuntime, OnnxSession
 from export.to_onnx import opset_of, to_onnx
 from export.trace import trace
-from models.bundle import Bundle, NetworkSpec, load_bundle
+from models.bundle import Bundle, load_bundle
+from models.card import NetworkSpec
 from models.run import energy_gradient
 
 from . import tiny

@@ -15,7 +15,8 @@ from export.parity import draw_inputs
 from export.runtime import EngineError
 from export.runtime.device import open_device_runtime
 from export.runtime.onnxruntime import OnnxRuntime, OnnxSession
-from models.bundle import Bundle, NetworkSpec, load_bundle
+from models.bundle import Bundle, load_bundle
+from models.card import NetworkSpec
 
 from . import tiny
 

@@ -24,7 +24,8 @@ from export.trace import (
     squeeze,
     trace,
 )
-from models.bundle import Bundle, NetworkSpec
+from models.bundle import Bundle
+from models.card import NetworkSpec
 from models.run import energy_gradient
 
 from . import tiny

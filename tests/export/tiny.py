@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.bundle import ImageSpec, LabelSpec, ModelCard, ModuleSpec, NetworkSpec, TensorSpec
+from models.card import ImageSpec, LabelSpec, ModelCard, ModuleSpec, NetworkSpec, TensorSpec
 from models.checkpoint import save_checkpoint, save_module
 from models.networks import build
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from models.bundle import (
+from models.card import (
     EnergySpec,
     ImageSpec,
     LabelSpec,

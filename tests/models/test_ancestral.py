@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.bundle import ScheduleSpec
+from models.card import ScheduleSpec
 from models.program import EnsembleUpdate, Program
 from models.run import run
 from models.samplers import OptionError, SampleOptions, UnsupportedError, compile_sample

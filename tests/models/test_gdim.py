@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from kernels.philox import normal
-from models.bundle import ModuleSpec
+from models.card import ModuleSpec
 from models.data import NULL_LABEL, LabelledImages
 from models.networks import build
 from models.networks.classifier import one_thread

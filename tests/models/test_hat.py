@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels.philox import normal
-from models.bundle import ModelCard
+from models.card import ModelCard
 from models.checkpoint import load_checkpoint, load_modules
 from models.metrics.frechet import FrechetDigits
 from models.networks.hat import SCHEDULE, Composition, Denoiser, HatGenerator, JointEnergy, Transition

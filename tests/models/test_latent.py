@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels.philox import normal
-from models.bundle import ModelCard
+from models.card import ModelCard
 from models.checkpoint import load_checkpoint, load_modules
 from models.data import load_digits_split
 from models.metrics.frechet import FrechetDigits

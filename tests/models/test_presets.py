@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.bundle import ImageSpec, ModuleSpec
+from models.card import ImageSpec, ModuleSpec
 from models.checkpoint import composite_module, load_checkpoint, load_modules
 from models.networks import ARCHITECTURES, build
 from models.networks.classifier import one_thread

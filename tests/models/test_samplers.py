@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.philox import normal
-from models.bundle import ModelCard, ScheduleSpec
+from models.card import ModelCard, ScheduleSpec
 from models.checkpoint import load_checkpoint
 from models.program import EnsembleUpdate, start_draw
 from models.quality.rows import rows_of

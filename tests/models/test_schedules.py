@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from models.bundle import ScheduleSpec
+from models.card import ScheduleSpec
 from models.schedules import alpha_bar, linear_grid, quadratic_grid, time_grid
 
 

@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from models.bundle import ImageSpec, ModelCard
 from models.calibrate import Calibration
+from models.card import ImageSpec, ModelCard
 from models.checkpoint import load_checkpoint
 from models.samplers import SAMPLERS, available_samplers
 from protos import fewstep_pb2 as pb

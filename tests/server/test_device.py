@@ -15,7 +15,8 @@ import torch
 
 from bench.end_to_end.bundles import untraced
 from export.runtime.device import batch_buckets, open_device_runtime
-from models.bundle import Bundle, ModelCard
+from models.bundle import Bundle
+from models.card import ModelCard
 from models.checkpoint import load_modules
 from models.program import Program
 from models.run import networks_of, run

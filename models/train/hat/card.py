@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ...bundle import (
+from ...card import (
     EnergySpec,
     ImageSpec,
     LangevinSpec,

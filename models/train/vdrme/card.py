@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...bundle import (
+from ...card import (
     EnergySpec,
     ImageSpec,
     LabelSpec,

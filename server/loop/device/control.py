@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kernels.launch import ANCHORS, COPY, STARTS, History
-from models.bundle import ModelCard
+from models.card import ModelCard
 from models.program import SAMPLE, EnsembleUpdate, LangevinUpdate, Line, MetropolisUpdate, Rule, Update
 
 from ...errors import Internal

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from models.bundle import ModelCard
+from models.card import ModelCard
 from models.program import Line, Program, Rule
 from models.samplers import (
     REFINERS,

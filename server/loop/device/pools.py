@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.bundle import ModelCard
+from models.card import ModelCard
 from models.program import SAMPLE
 
 from ..sizes import elements_of, has_chains

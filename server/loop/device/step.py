@@ -12,7 +12,7 @@ from torch import Tensor
 import kernels.ops  # noqa: F401  (makes the operators known to torch)
 from export.runtime import EngineError
 from export.runtime.device import DeviceSession
-from models.bundle import ModelCard, TensorSpec
+from models.card import ModelCard, TensorSpec
 from models.program import SAMPLE, EnsembleUpdate, LangevinUpdate, start_draw
 
 from ...errors import Internal

@@ -13,7 +13,7 @@ from bench.mix import MixError, parse_mix
 from bench.simulate.costs import CostError, Costs, Group, HostCost, StepCost
 from bench.simulate.models import ModelsError, read_cards
 from bench.simulate.traffic import CompiledCall, compile_call, compile_calls
-from models.bundle import ModelCard
+from models.card import ModelCard
 from models.machine import ROOT
 from models.samplers import available_samplers
 from server.api.validate import sample_plan, score_plan
