@@ -58,7 +58,7 @@ def test_measurements_are_as_documented(line: str):
     command, *options = shlex.split(words, comments=True)
     said = run([sys.executable, "-m", "bench", command, "--help"], ROOT)
     for option in options:
-        if option.startswith("--"):
+        if option.startswith("--") and " " not in option:  # else an option's value, for a server
             assert re.search(rf"{option}\b", said), option
 
 
