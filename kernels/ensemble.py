@@ -42,6 +42,7 @@ def _ensemble_kernel(  # type: ignore[no-untyped-def]
     anchor,
     null_rows,
     accumulator,
+    history_pool,
     history_slots,
     history_weights,
     history_counts,
@@ -115,12 +116,12 @@ def _ensemble_kernel(  # type: ignore[no-untyped-def]
             while index < count:
                 before = tl.load(history_slots + row * most + index) * elements
                 weight = tl.load(history_weights + row * most + index)
-                total += weight * tl.load(state + before + element, mask=inside, other=0.0)
+                total += weight * tl.load(history_pool + before + element, mask=inside, other=0.0)
                 index += 1
             new += total
         keep = tl.load(history_keep + row)
         if keep >= 0:
-            tl.store(state + keep * elements + element, p, mask=inside)
+            tl.store(history_pool + keep * elements + element, p, mask=inside)
     tl.store(state + in_pool + element, new, mask=inside)
     if PREDICTION == "all":
         tl.store(prediction + row * elements + element, p, mask=inside)
@@ -160,8 +161,7 @@ def ensemble_step(
     output of row r is `output[null_rows[r]]`; rows that are not guided point at themselves.
     coefficients: `(rows, 12)` float32. What a row has coefficient 0 for is not read, and a row whose three
     coefficients of the accumulator are all 0 does not write it.
-    history: the slots of `state` in which rows keep their predictions, no row's own state and no other row's, and how
-    those before are weighted.
+    history: where rows keep their predictions, none of them where another does, and how those before are weighted.
     noise: `(rows, elements)` float32, or the keys to make it from.
     prediction: `(n, elements)` float32, written where given: row r's at `prediction_rows[r]` (`(rows,)` int64; -1: not
     kept), or at r without prediction_rows. network_input: `(rows or more, ...)` like `output`, written where given:
@@ -182,7 +182,7 @@ def ensemble_step(
     check_flat(rows, elements, noise=noise if isinstance(noise, Tensor) else None)
     check_prediction(rows, elements, prediction, prediction_rows)
     check_keys(rows, null_rows=null_rows)
-    check_history(rows, history)
+    check_history(rows, elements, history)
     nonfinite = torch.zeros(rows, dtype=torch.int32, device=state.device)
     mode, given, seeds, samples, draws = noise_arguments(noise, state, slots)
     _ensemble_kernel[(cut.programs, rows)](
@@ -193,7 +193,7 @@ def ensemble_step(
         anchor,
         slots if null_rows is None else null_rows,
         state if accumulator is None else accumulator,
-        *(history or (slots, state, slots, slots)),
+        *(history or (state, slots, state, slots, slots)),
         given,
         seeds,
         samples,

@@ -33,13 +33,14 @@ class Noise(NamedTuple):
 
 
 class History(NamedTuple):
-    """The predictions that rows weight and keep (iDDIM eq. 4), each in a slot of its own of the state's pool.
+    """The predictions that rows weight and keep (iDDIM eq. 4), each in a slot of its own of a pool.
 
-    slots: int64 `(rows, most)`, of the predictions of the steps before, oldest first. weights: float32 `(rows, most)`.
-    counts: int64 `(rows,)`, how many of them a row has. keep: int64 `(rows,)`, the slot that this step's prediction
-    gets, or -1.
+    pool: float32 `(capacity, elements)`. slots: int64 `(rows, most)`, of the predictions of the steps before, oldest
+    first. weights: float32 `(rows, most)`. counts: int64 `(rows,)`, how many of them a row has. keep: int64 `(rows,)`,
+    the slot that this step's prediction gets, or -1.
     """
 
+    pool: Tensor
     slots: Tensor
     weights: Tensor
     counts: Tensor
@@ -180,10 +181,11 @@ def check_prediction(rows: int, elements: int, prediction: Tensor | None, predic
         raise ValueError(f"prediction has {len(prediction)} rows, expected {rows} or more without prediction_rows")
 
 
-def check_history(rows: int, history: History | None) -> None:
-    """Raises ValueError for slots or weights of predictions that do not fit."""
+def check_history(rows: int, elements: int, history: History | None) -> None:
+    """Raises ValueError for a pool of predictions, or slots or weights of some, that do not fit."""
     if history is None:
         return
+    check_pools(elements, **{"history.pool": history.pool})
     for name, key in (("history.counts", history.counts), ("history.keep", history.keep)):
         check_keys(rows, torch.int64, **{name: key})
     most = history.slots.shape[1] if history.slots.dim() == 2 else 0

@@ -4,7 +4,7 @@ elsewhere.
 `torch.ops.fewstep.gather`, `.normal_`, `.ensemble_step`, `.langevin_step` and `.metropolis_step` take what
 `kernels.gather.gather`, `kernels.gather.normal_`, `kernels.ensemble.ensemble_step`, `kernels.langevin.langevin_step`
 and `kernels.metropolis.metropolis_step` take, with the keys of
-the noise as three tensors beside the noise itself, and the history as four.
+the noise as three tensors beside the noise itself, and the history as five.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def normal_(out: Tensor, seeds: Tensor, samples: Tensor, draws: Tensor) -> None:
 
 @torch.library.custom_op(
     "fewstep::ensemble_step",
-    mutates_args=("state", "accumulator", "prediction", "network_input"),
+    mutates_args=("state", "accumulator", "history_pool", "prediction", "network_input"),
 )
 def ensemble_step(
     state: Tensor,
@@ -85,6 +85,7 @@ def ensemble_step(
     anchor: Tensor,
     null_rows: Tensor | None = None,
     accumulator: Tensor | None = None,
+    history_pool: Tensor | None = None,
     history_slots: Tensor | None = None,
     history_weights: Tensor | None = None,
     history_counts: Tensor | None = None,
@@ -99,7 +100,7 @@ def ensemble_step(
 ) -> Tensor:
     """See `kernels.ensemble.ensemble_step`. Returns int32 `(rows,)`: 1 where a new state is not finite."""
     keys = _keys(noise, seeds, samples, draws)
-    history = _history(history_slots, history_weights, history_counts, history_keep)
+    history = _history(history_pool, history_slots, history_weights, history_counts, history_keep)
     if state.is_cuda:
         from .ensemble import ensemble_step as fused
 
@@ -126,11 +127,11 @@ def ensemble_step(
         anchor=anchor,
         null_rows=null_rows,
         accumulator=accumulator,
-        history=None if history is None else _weighted(state, history),
+        history=None if history is None else _weighted(history),
         noise=_noise(keys, flat.shape[1], coefficients[:, 9]),
     )
     if history is not None:
-        reference.keep_prediction(state, history.keep, p)
+        reference.keep_prediction(history.pool, history.keep, p)
     if prediction is not None:
         reference.keep_prediction(prediction, prediction_rows, p)
     return _written(new, network_input)
@@ -266,20 +267,20 @@ def _keys(
 
 
 def _history(
-    slots: Tensor | None, weights: Tensor | None, counts: Tensor | None, keep: Tensor | None
+    pool: Tensor | None, slots: Tensor | None, weights: Tensor | None, counts: Tensor | None, keep: Tensor | None
 ) -> History | None:
-    if slots is None or weights is None or counts is None or keep is None:
+    if pool is None or slots is None or weights is None or counts is None or keep is None:
         return None
-    return History(slots, weights, counts, keep)
+    return History(pool, slots, weights, counts, keep)
 
 
-def _weighted(state: Tensor, history: History) -> Tensor | None:
+def _weighted(history: History) -> Tensor | None:
     """On the CPU: None where no row has predictions before, and no longer a sum than the longest."""
     most = int(history.counts.max())
     if not most:
         return None
     return reference.weighted_history(
-        state, history._replace(slots=history.slots[:, :most], weights=history.weights[:, :most])
+        history._replace(slots=history.slots[:, :most], weights=history.weights[:, :most])
     )
 
 

@@ -87,15 +87,12 @@ def ensemble_step(
     return new, p
 
 
-def weighted_history(state: Tensor, history: History) -> Tensor:
-    """The weighted sum of each row's predictions of the steps before (iDDIM eq. 4), `(rows, elements)`.
-
-    state: the pool `(capacity, elements)` that they are in.
-    """
+def weighted_history(history: History) -> Tensor:
+    """The weighted sum of each row's predictions of the steps before (iDDIM eq. 4), `(rows, elements)`."""
     rows, most = history.slots.shape
-    total = state.new_zeros(rows, state.shape[1])
+    total = history.pool.new_zeros(rows, history.pool.shape[1])
     for index in range(most):
-        before = state.index_select(0, history.slots[:, index])
+        before = history.pool.index_select(0, history.slots[:, index])
         there = (index < history.counts)[:, None]
         total += torch.where(there, history.weights[:, index, None] * before, 0.0)
     return total

@@ -21,13 +21,12 @@ class ConfigError(ValueError):
 class Limits:
     """Bounds on what the server takes on.
 
-    max_batch_rows: network rows in one forward. max_rows_in_flight: slots of rows and of the predictions that
-    some keep, per model.
-    state_bytes: memory of all slots of one model. max_waiting_rows, max_waiting_bytes: queued rows
-    over all models. max_rows_per_request, max_message_bytes: one request. max_connections: open at
-    once, further ones are closed at once. max_concurrent_calls: over all connections. step_seconds: a batch is
-    cut to what is predicted to run in this time, so that a new row hardly waits longer for its turn. turn_seconds: on a
-    GPU, how long the steps may take together that rows take at once while nobody else waits.
+    max_batch_rows: network rows in one forward. max_rows_in_flight: slots, per model; as many predictions may be kept.
+    state_bytes: memory of all that the rows in flight of one model hold. max_waiting_rows, max_waiting_bytes: queued
+    rows over all models. max_rows_per_request, max_message_bytes: one request. max_connections: open at once, further
+    ones are closed at once. max_concurrent_calls: over all connections. step_seconds: a batch is cut to what is
+    predicted to run in this time, so that a new row hardly waits longer for its turn. turn_seconds: on a GPU, how long
+    the steps may take together that rows take at once while nobody else waits.
     """
 
     max_batch_rows: int = 64

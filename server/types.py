@@ -21,8 +21,8 @@ class ModelKey(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Row:
-    """One sample in flight. `slot` is its place in the model's state pools while it has one, and `kept` those of the
-    predictions that its program keeps (`Program.kept_predictions`).
+    """One sample in flight. `slot` is its place in the model's state pools while it has one, and `kept` the places of
+    the predictions that its program keeps (`Program.kept_predictions`) in a pool of their own.
 
     seed, sample: key the row's noise. label: None where the model takes none.
     image: the caller's image, `(elements,)` float32, where the program starts from it.

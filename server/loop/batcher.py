@@ -32,10 +32,9 @@ from .due import due
 from .load import Counters, ModelLoad
 from .prediction import Prediction
 from .shares import Share, Shares
-from .slots import Slots
+from .slots import Entry, Slots
 
 Group = tuple[ModelKey, str, str]
-Entry = tuple[float, int, Job]
 
 
 class Batcher:
@@ -70,7 +69,7 @@ class Batcher:
 
     def add_model(self, key: ModelKey, capacity: int) -> None:
         """Make a model known, with as many slots as its state pools hold."""
-        self._models[key] = Slots(capacity, self._limits.state_bytes)
+        self._models[key] = Slots(capacity)
 
     def close_model(self, key: ModelKey) -> None:
         """Refuse new jobs of a model from now on; those that it has go on."""
@@ -109,7 +108,7 @@ class Batcher:
         self._jobs.add(job)
         self.work += job.work
         self.counters.jobs += 1
-        model.waiting.add(entry)
+        model.add(entry)
         if job.deadline is not None:
             self._deadlines.add((job.deadline, job.order, job))
         # Now, not at the next schedule: a row that arrives while a batch runs comes before the rows of that batch.
@@ -131,8 +130,7 @@ class Batcher:
         run = len(shares) * self.prediction.run_seconds(job.model, lines, width)
         job.latest_start = deadline - run
         job.entry = entry = (due(job, now), job.order, job)
-        ahead = model.waiting.bisect_left(entry) / max(1, len(model.waiting))
-        wait = self.admission.wait_seconds(job, ahead, model.free_for(row))
+        wait = self.admission.wait_seconds(job, model.ahead(entry), model.free_for(row))
         group = (job.model, row.current.network, row.current.kind)
         full = min(self.prediction.batch_rows(group[:2]), most * row.network_rows)
         room = self.prediction.room(job, lines, full, (deadline - now) / sharing)
@@ -205,7 +203,7 @@ class Batcher:
         self._end_late(now, ended)
         while True:
             for key, model in self._models.items():
-                if model.waiting:
+                if model.waited_for:
                     self._fill_slots(model)
                 if self._cohorts is not None:
                     self._form_cohort(self._cohorts, key)
@@ -269,7 +267,7 @@ class Batcher:
 
         Not for rows whose steps are shown.
         """
-        if self._turn == 1 or any(self._ready.values()) or any(slots.waiting for slots in self._models.values()):
+        if self._turn == 1 or any(self._ready.values()) or any(slots.waited_for for slots in self._models.values()):
             return 1
         if any(row.job.on_preview is not None for row in batch.rows):
             return 1
@@ -388,7 +386,7 @@ class Batcher:
             self._jobs.discard(job)
             self.work -= job.work
         if job.entry is not None:
-            self._models[job.model].waiting.discard(job.entry)
+            self._models[job.model].discard(job.entry)
         if job.deadline is not None:
             self._deadlines.discard((job.deadline, job.order, job))
 

@@ -48,7 +48,8 @@ class ModelRunner:
         self._state = {name: self._pool(size) for name, size in self._elements.items()}
         self._anchor = {name: self._pool(size) for name, size in self._elements.items()}
         self._accumulator: Floats | None = None
-        self._kept: tuple[Floats, Floats, Floats] | None = None
+        self._chains: tuple[Floats, Floats, Floats] | None = None
+        self._predictions: Floats | None = None
 
     def warm_up(self, rows: tuple[int, ...] = (1, 2)) -> None:
         """Run every network once at a few batch sizes, so that the first request pays for no set-up."""
@@ -145,12 +146,18 @@ class ModelRunner:
             self._accumulator = self._pool(self._elements[SAMPLE])
         return self._accumulator
 
-    def _kept_pools(self) -> tuple[Floats, Floats, Floats]:
+    def _chain_pools(self) -> tuple[Floats, Floats, Floats]:
         """Place, slope and level of `kernels.cpu.metropolis_step`; made when the first row needs them."""
-        if self._kept is None:
+        if self._chains is None:
             size = self._elements[SAMPLE]
-            self._kept = self._pool(size), self._pool(size), np.zeros(self.capacity, dtype=np.float32)
-        return self._kept
+            self._chains = self._pool(size), self._pool(size), np.zeros(self.capacity, dtype=np.float32)
+        return self._chains
+
+    def _kept_predictions(self) -> Floats:
+        """Of the rows that keep some (`server.types.Row.kept`); made when the first one does."""
+        if self._predictions is None:
+            self._predictions = self._pool(self._elements[SAMPLE])
+        return self._predictions
 
     def _network(
         self, batch: Batch, lines: Sequence[Line], slots: Slots, noises: _Noises
@@ -249,7 +256,7 @@ class ModelRunner:
         )
         for index, row in enumerate(rows):
             if row.kept and not row.last:
-                self._state[register][row.kept[row.line]] = prediction[index]
+                self._kept_predictions()[row.kept[row.line]] = prediction[index]
         return states, prediction
 
     def _metropolis(
@@ -263,7 +270,7 @@ class ModelRunner:
         noises: _Noises,
     ) -> Floats:
         """The places of the chains; the energies and the gradients' norms that the rows get are those there."""
-        place, slope, level = self._kept_pools()
+        place, slope, level = self._chain_pools()
         decided = [None if m.update.decision is None else noises[m.row.slot, m.update.decision] for m in members]
         places, levels, norms = metropolis_step(
             self._state[SAMPLE],
@@ -289,7 +296,7 @@ class ModelRunner:
         total = np.zeros((len(rows), self._elements[SAMPLE]), dtype=np.float32)
         for index, row in enumerate(rows):
             for weight, slot in zip(row.current.updates[0].history, row.kept, strict=False):
-                total[index] += np.float32(weight) * self._state[SAMPLE][slot]
+                total[index] += np.float32(weight) * self._kept_predictions()[slot]
         return total
 
     def _update_noise(self, members: Sequence[_Member], noises: _Noises) -> Floats | None:

@@ -1,4 +1,4 @@
-"""The slots of one model's state pools, and the jobs whose rows wait for one."""
+"""The slots of one model's state pools and of its kept predictions, and the jobs whose rows wait for them."""
 
 from __future__ import annotations
 
@@ -7,70 +7,105 @@ from sortedcontainers import SortedList
 from ..errors import InvalidArgument
 from ..types import Job, Row
 from .crowd import Crowd
-from .sizes import slots_of
+
+Entry = tuple[float, int, Job]
+"""(due, order, job), the next one first."""
 
 
 class Slots:
-    """Gives free slots to the rows that wait, in the order of their jobs' entries."""
+    """Gives free slots to the rows that wait, in the order of their jobs' entries.
 
-    def __init__(self, capacity: int, state_bytes: int) -> None:
-        """state_bytes: bound on what the rows hold, beyond their slots too."""
+    A row has one slot, and one of another pool for each prediction that its program keeps. Rows that keep some, and
+    wait for predictions of others to go, hold up nobody but each other.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        """capacity: of each pool."""
         self.capacity = capacity
-        self.waiting: SortedList[tuple[float, int, Job]] = SortedList()
-        """(due, order, job), the next one first."""
         self.crowd = Crowd()
         self._free = list(range(capacity - 1, -1, -1))
-        self._state_bytes = state_bytes
-        self._bytes_in_flight = 0
-        self.in_flight = 0
-        """Rows that have their slots."""
+        self._free_kept = list(range(capacity - 1, -1, -1))
+        self._waiting: SortedList[Entry] = SortedList()
+        self._waiting_to_keep: SortedList[Entry] = SortedList()
+
+    @property
+    def in_flight(self) -> int:
+        """Rows that have a slot."""
+        return self.capacity - len(self._free)
+
+    @property
+    def waited_for(self) -> bool:
+        """Whether there are rows without a slot."""
+        return self._next(self._waiting) is not None or self._next(self._waiting_to_keep) is not None
 
     def rows_at_once(self, row: Row) -> int:
         """How many rows like this one there may be."""
-        return self.capacity // slots_of(row.program)
+        kept = row.program.kept_predictions
+        return self.capacity // kept if kept else self.capacity
 
     def free_for(self, row: Row) -> int:
-        """For how many rows like this one there are slots."""
-        return len(self._free) // slots_of(row.program)
+        """For how many rows like this one there is room."""
+        kept = row.program.kept_predictions
+        return min(len(self._free), len(self._free_kept) // kept) if kept else len(self._free)
 
     def check(self, job: Job) -> None:
-        """Refuse a job of which a row needs more slots than there are.
+        """Refuse a job that asks to keep more predictions of a row than there is room for.
 
         Raises:
-            InvalidArgument: what takes the slots are the predictions that its weights ask for.
+            InvalidArgument: names the weights, which ask for it.
         """
-        most = max(slots_of(row.program) for row in job.rows)
-        if most > self.capacity:
+        kept = job.rows[0].program.kept_predictions
+        if kept > self.capacity:
             raise InvalidArgument(
-                "weights",
-                f"{most - 1} predictions of a sample are to be kept, and there is room for {self.capacity - 1}",
+                "weights", f"{kept} predictions of a sample are to be kept, and there is room for {self.capacity}"
             )
 
+    def add(self, entry: Entry) -> None:
+        """Have a job's rows wait. All have the same program, or are scores, which keep nothing."""
+        keeps = entry[2].rows[0].program.kept_predictions
+        (self._waiting_to_keep if keeps else self._waiting).add(entry)
+
+    def discard(self, entry: Entry) -> None:
+        """No row of the job waits any more."""
+        for queue in (self._waiting, self._waiting_to_keep):
+            queue.discard(entry)
+
+    def ahead(self, entry: Entry) -> float:
+        """Which share of the jobs that wait comes before an entry."""
+        queues = self._waiting, self._waiting_to_keep
+        before: int = sum(queue.bisect_left(entry) for queue in queues)
+        return before / max(1, sum(len(queue) for queue in queues))
+
     def give(self) -> Row | None:
-        """Give a slot to the next row; None where none waits, or there is no slot or no memory for it."""
-        while self.waiting and self._free:
-            job = self.waiting[0][2]
-            if not job.waiting:
-                self.waiting.pop(0)
-                continue
-            # The pools are bounded by their slots; what a row holds beyond them, e.g. predictions, counts here.
-            if self._bytes_in_flight and self._bytes_in_flight + job.row_bytes > self._state_bytes:
-                return None
-            row: Row = job.rows[job.admitted]
-            if not self.free_for(row):
-                return None
-            row.slot = self._free.pop()
-            row.kept = [self._free.pop() for _ in range(row.program.kept_predictions)]
-            self.in_flight += 1
-            self._bytes_in_flight += job.row_bytes
-            job.admitted += 1
-            return row
-        return None
+        """Give the next row its slots; None where none waits that there is room for."""
+        if not self._free:
+            return None
+        first, keeps = self._next(self._waiting), self._next(self._waiting_to_keep)
+        if keeps is not None and not self.free_for(keeps[2].rows[keeps[2].admitted]):
+            keeps = None
+        entry = min((found for found in (first, keeps) if found is not None), default=None)
+        if entry is None:
+            return None
+        job = entry[2]
+        row = job.rows[job.admitted]
+        row.slot = self._free.pop()
+        row.kept = [self._free_kept.pop() for _ in range(row.program.kept_predictions)]
+        job.admitted += 1
+        return row
 
     def take_back(self, row: Row) -> None:
         """A row has left its slots."""
-        self._free += [row.slot, *row.kept]
-        self.in_flight -= 1
-        self._bytes_in_flight -= row.job.row_bytes
+        self._free.append(row.slot)
+        self._free_kept += row.kept
         self.crowd.leave(row.job, 1)
         row.slot, row.kept = -1, []
+
+    @staticmethod
+    def _next(queue: SortedList[Entry]) -> Entry | None:
+        """The first entry of a job with rows that wait."""
+        while queue:
+            entry: Entry = queue[0]
+            if entry[2].waiting:
+                return entry
+            queue.pop(0)
+        return None

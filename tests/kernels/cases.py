@@ -78,15 +78,17 @@ def ensemble_case(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) ->
     return pools | rows | {"output": output, "coefficients": coefficients}
 
 
-def a_history() -> History:
+def a_history(elements: int) -> History:
     """Of the rows of `ensemble_case`: the first step of one, the last of another, one that has none, and one between.
 
-    The weights beyond what a row has are NaN.
+    The weights beyond what a row has are NaN, and so is a slot of the pool that nobody looks at.
     """
     nan = torch.nan
     slots, weights = [[0, 0], [2, 4], [0, 0], [6, 0]], [[nan, nan], [0.3, -1.7], [nan, nan], [0.9, nan]]
     tables = torch.tensor(slots, device=DEVICE), torch.tensor(weights, device=DEVICE)
-    return History(*tables, *(torch.tensor(column, device=DEVICE) for column in ([0, 2, 0, 1], [1, -1, -1, 7])))
+    pool = gaussian(CAPACITY, elements, seed=30)
+    pool[0] = nan
+    return History(pool, *tables, *(torch.tensor(column, device=DEVICE) for column in ([0, 2, 0, 1], [1, -1, -1, 7])))
 
 
 CHAINS = [

@@ -77,7 +77,7 @@ def launches(shape: tuple[int, ...], dtype: torch.dtype, last: bool) -> Iterator
     noise, twelve, seven, stds = Noise(rows, rows, rows), torch.zeros(ROWS, 12), torch.zeros(ROWS, 7), torch.zeros(ROWS)
     guided = {"anchor": anchor, "null_rows": rows, "prediction": t["prediction"], "prediction_rows": rows}
     table = torch.zeros(ROWS, 8)
-    history = History(table.long(), table, rows, rows)
+    history = History(t["images"], table.long(), table, rows, rows)
     keys = noise._asdict()
     start = keys | {"anchor": anchor, "modes": rows, "stds": stds}
     images = {"images": t["images"], "image_rows": rows, "accumulator": t["accumulator"]}

@@ -60,6 +60,8 @@ def test_a_tensor_that_may_be_given_must_fit(name, given):
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [
+        ("pool", lambda t: t[:, 1:]),
+        ("pool", lambda t: t.half()),
         ("slots", lambda t: t.int()),
         ("slots", lambda t: t[0]),
         ("weights", lambda t: t[:3]),
@@ -69,7 +71,7 @@ def test_a_tensor_that_may_be_given_must_fit(name, given):
     ],
 )
 def test_a_history_that_does_not_fit_is_refused_by_name(name, wrong):
-    history = a_history()
+    history = a_history(192)
     with pytest.raises(ValueError, match=rf"history\.{name}"):
         ensemble.ensemble_step(
             **ensemble_case((3, 8, 8)), history=history._replace(**{name: wrong(getattr(history, name))})

@@ -18,7 +18,7 @@ Tensors = dict[str, torch.Tensor]
 def cases() -> dict[str, Tensors]:
     noise = keys()._asdict()
     decisions = {"decision_samples": keys().samples, "decision_draws": keys().draws.flip(0).contiguous()}
-    history = {f"history_{name}": value for name, value in a_history()._asdict().items()}
+    history = {f"history_{name}": value for name, value in a_history(192)._asdict().items()}
     return {
         "gather": gather_case(SHAPE),
         "ensemble": ensemble_case(SHAPE) | noise | history,

@@ -94,30 +94,31 @@ def test_a_row_does_not_depend_on_its_company():
 
 def test_history_is_weighted_and_kept():
     """Predictions before enter with their weights, the step's own goes to its slot, and all other slots stay."""
-    plain, case, history = ensemble_case((3, 7, 5)), ensemble_case((3, 7, 5)), a_history()
+    plain, case, history = ensemble_case((3, 7, 5)), ensemble_case((3, 7, 5)), a_history(105)
     prediction = torch.empty(ROWS, 105, device=DEVICE)
     ensemble.ensemble_step(**plain, prediction=prediction)
-    before = case["state"].clone()
+    before = history.pool.clone()
     ensemble.ensemble_step(**case, history=history)
     for row, (slot, count, keep) in enumerate(zip(SLOTS, history.counts, history.keep, strict=True)):
         added = (history.weights[row, :count, None] * before[history.slots[row, :count]]).sum(0)
         assert torch.allclose(case["state"][slot], plain["state"][slot] + added, atol=4e-6)
         if keep >= 0:
-            assert torch.equal(case["state"][keep], prediction[row])
-    others = [slot for slot in range(CAPACITY) if slot not in (*SLOTS, *history.keep.tolist())]
-    assert same(case["state"][others], before[others])
+            assert torch.equal(history.pool[keep], prediction[row])
+    others = [slot for slot in range(CAPACITY) if slot not in history.keep.tolist()]
+    assert same(history.pool[others], before[others])
 
 
 def test_history_is_the_twins_exactly():
     """The interpreter adds up in the order of the twin; slots beyond a row's count are not looked at."""
-    case, twin, history = ensemble_case((3, 7, 5)), ensemble_case((3, 7, 5)), a_history()
+    case, twin, history, other = ensemble_case((3, 7, 5)), ensemble_case((3, 7, 5)), a_history(105), a_history(105)
     ensemble.ensemble_step(**case, history=history)
-    weighted = reference.weighted_history(twin["state"], history)
+    weighted = reference.weighted_history(other)
     twin["output"] = twin["output"].flatten(1)
     _, prediction = reference.ensemble_step(**twin, history=weighted)
-    reference.keep_prediction(twin["state"], history.keep, prediction)
+    reference.keep_prediction(other.pool, other.keep, prediction)
     tolerance = 0.0 if DEVICE == "cpu" else 4e-6
-    assert torch.allclose(case["state"], twin["state"], rtol=0.0, atol=tolerance, equal_nan=True)
+    for found, expected in ((case["state"], twin["state"]), (history.pool, other.pool)):
+        assert torch.allclose(found, expected, rtol=0.0, atol=tolerance, equal_nan=True)
 
 
 @pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")  # NumPy's, in the interpreter

@@ -11,7 +11,7 @@ from .cases import DEVICE, ROWS, a_history, ensemble_case, gather_case, gaussian
 
 
 def operator_arguments() -> dict[str, torch.Tensor]:
-    case = ensemble_case((3, 7, 5)) | {f"history_{name}": value for name, value in a_history()._asdict().items()}
+    case = ensemble_case((3, 7, 5)) | {f"history_{name}": value for name, value in a_history(105)._asdict().items()}
     case["prediction"], case["network_input"] = torch.zeros(6, 105, device=DEVICE), torch.zeros_like(case["output"])
     case["prediction_rows"] = torch.tensor([5, -1, 0, 2], device=DEVICE)
     return case | dict(zip(("seeds", "samples", "draws"), keys(), strict=True))
@@ -21,10 +21,12 @@ def test_the_operator_does_what_the_kernel_does():
     """On the CPU the operator is the twins; every tensor that it writes is the kernel's."""
     case, through_operator = operator_arguments(), operator_arguments()
     noise = Noise(*(case.pop(name) for name in ("seeds", "samples", "draws")))
-    history = History(*(case.pop(f"history_{name}") for name in History._fields))
+    history = History(*(case[f"history_{name}"] for name in History._fields))
+    case = {name: value for name, value in case.items() if not name.startswith("history_")}
     flags = ensemble.ensemble_step(**case, noise=noise, history=history)
     assert torch.equal(ops.ensemble_step(**through_operator), flags)
-    for name in ("state", "accumulator", "prediction", "network_input"):
+    case["history_pool"] = history.pool
+    for name in ("state", "accumulator", "prediction", "network_input", "history_pool"):
         assert torch.allclose(case[name], through_operator[name], atol=4e-6, equal_nan=True), name
 
 

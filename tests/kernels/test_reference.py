@@ -237,7 +237,7 @@ def test_the_twins_look_at_shapes_alone():
         pool, flat, key = torch.empty(CAPACITY, 8), torch.empty(rows, 8), torch.empty(rows, dtype=torch.int64)
         table, column = torch.empty(rows, 5), torch.empty(rows)
         pools = {"anchor": pool, "accumulator": pool.clone()}
-        weighted = reference.weighted_history(pool, History(table.long(), table, key, key))
+        weighted = reference.weighted_history(History(pool, table.long(), table, key, key))
         _, p = reference.ensemble_step(
             pool, key, torch.cat((flat, flat)), torch.empty(rows, 12), null_rows=key, history=weighted, **pools
         )

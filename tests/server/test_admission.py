@@ -10,17 +10,6 @@ from server.types import ModelKey
 from tests.server.world import World
 
 
-def test_state_in_flight_is_bounded_in_bytes():
-    """Rows that hold more than their slot, e.g. predictions, take slots only within the byte budget; one always may."""
-    world = World(capacity=100, state_bytes=40)
-    world.submit(2, rows=12)
-    assert world.batcher.rows_in_flight == 5
-    world.run()
-    small = World(capacity=100, state_bytes=1)
-    small.submit(1, rows=3)
-    assert len(small.run()) == 3
-
-
 def test_a_request_that_could_never_wait_is_a_bad_request():
     """A job larger than the whole byte budget is refused for good, not told to retry."""
     with pytest.raises(InvalidArgument, match="bytes"):

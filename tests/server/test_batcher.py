@@ -177,7 +177,7 @@ def test_what_has_ended_is_not_kept():
     done = world.submit(1, model=OTHER, deadline=1e9)
     while done not in world.ended:
         world.step()
-    assert len(world.batcher._models[MODEL].waiting) <= 1
+    assert not world.batcher._models[MODEL].waited_for
     assert len(world.batcher._deadlines) == 0
     assert world.batcher.jobs == 1
 

@@ -52,9 +52,11 @@ class World:
         batch, ended = self.batcher.schedule()
         self.note(ended)
         if batch is not None:
-            slots = [(row.job.model, slot) for row in batch.rows for slot in (row.slot, *row.kept)]
-            assert len(set(slots)) == len(slots), "a slot is used twice"
-            assert all(0 <= slot < self.capacity for _, slot in slots)
+            slots = [(row.job.model, row.slot) for row in batch.rows]
+            kept = [(row.job.model, place) for row in batch.rows for place in row.kept]
+            for places in (slots, kept):
+                assert len(set(places)) == len(places), "a slot is used twice"
+                assert all(0 <= place < self.capacity for _, place in places)
             assert all(len(row.kept) == row.program.kept_predictions for row in batch.rows)
             for row in batch.rows:
                 row.failure = fail(row)

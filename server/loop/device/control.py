@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from kernels.launch import ANCHORS, COPY, STARTS, History
+from kernels.launch import ANCHORS, COPY, STARTS
 from models.card import ModelCard
 from models.program import SAMPLE, EnsembleUpdate, LangevinUpdate, Line, MetropolisUpdate, Rule, Update
 
@@ -27,6 +27,15 @@ NOISE_COLUMN: dict[type[Rule], int] = {rule: rule._fields.index("noise") for rul
 
 ALIGNMENT = 256
 """Bytes to which columns are aligned: networks take some of them as inputs, and TensorRT wants those so."""
+
+
+class Kept(NamedTuple):
+    """Which predictions rows weight and keep, as in `kernels.launch.History`."""
+
+    slots: Any
+    weights: Any
+    counts: Any
+    keep: Any
 
 
 class _Columns:
@@ -67,8 +76,8 @@ class Control:
     images: place of the row's image among those of the step, or -1. latents: draws. null_rows: of each row, where its
     null output is. collected: `(2 rows,)`, slots whose states the host gets, at the end or on the way. modes, stds: by
     register, what `kernels.gather` does with the row. scalars: the network's inputs of that name.
-    history: where a row may keep predictions. Its slots and weights lie behind all others, as hardly any step needs
-    them: `head` is the number of bytes before.
+    kept: where a row may keep predictions. Its slots and weights lie behind all others, as hardly any step needs them:
+    `head` is the number of bytes before.
     """
 
     def __init__(self, card: ModelCard, plan: Plan, rows: int, kept: int, columns: _Columns) -> None:
@@ -89,11 +98,11 @@ class Control:
             target: Updates(slots, samples, draws, decisions, shown, take("float32", (rows, COLUMNS[target.rule])))
             for target, (slots, samples, draws, decisions, shown) in zip(plan.targets, wide, strict=True)
         }
-        self.history: Any = None  # a History, or None where no row may keep any
+        self.kept: Kept | None = None
         own = [integers() for _ in range(2)] if kept else []
         self.head = columns.used
         if kept:
-            self.history = History(take("int64", (rows, kept)), take("float32", (rows, kept)), *own)
+            self.kept = Kept(take("int64", (rows, kept)), take("float32", (rows, kept)), *own)
 
     @classmethod
     def size(cls, card: ModelCard, plan: Plan, rows: int, kept: int) -> int:
@@ -159,8 +168,8 @@ def write(
     _write_starts(control, rows, lines, firsts, order, wanted)
     for target, updates in control.updates.items():
         _write_updates(updates, target, rows, lines, scratch, wanted)
-    if control.history is not None:
-        _write_history(control.history, rows, numbers, scratch, wanted)
+    if control.kept is not None:
+        _write_kept(control.kept, rows, numbers, wanted)
     wanted.finals = [row for row, last in zip(rows, lasts, strict=True) if last]
     _put(control.collected, [row.slot for row in (*wanted.finals, *wanted.places)], scratch)
     return wanted
@@ -245,24 +254,22 @@ def _write_updates(
     _put(updates.shown, places, -1)
 
 
-def _write_history(history: Any, rows: Sequence[Row], numbers: Sequence[int], scratch: int, wanted: Wanted) -> None:
+def _write_kept(kept: Kept, rows: Sequence[Row], numbers: Sequence[int], wanted: Wanted) -> None:
     """Which predictions rows weight (iDDIM eq. 4), and where they keep that of this step."""
     counts, keep = [0] * len(rows), [-1] * len(rows)
     for place, (row, number) in enumerate(zip(rows, numbers, strict=True)):
-        if not row.kept:
-            continue
         if number < len(row.kept):
             keep[place] = row.kept[number]
-        weights = row.program.lines[number].updates[0].history
+        weights = row.program.lines[number].updates[0].history if row.kept else ()
         if weights:
             if not wanted.history:
-                history.slots[...] = scratch  # what was there before may be no slot
+                kept.slots[...] = 0  # what was there before may be no slot
             wanted.history = True
             counts[place] = len(weights)
-            history.slots[place, : len(weights)] = row.kept[: len(weights)]
-            history.weights[place, : len(weights)] = weights
-    _put(history.counts, counts, 0)
-    _put(history.keep, keep, -1)
+            kept.slots[place, : len(weights)] = row.kept[: len(weights)]
+            kept.weights[place, : len(weights)] = weights
+    _put(kept.counts, counts, 0)
+    _put(kept.keep, keep, -1)
 
 
 def _update(line: Line, target: Target) -> Update | None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from models.card import ModelCard
 from models.program import SAMPLE
 
-from ..sizes import elements_of, has_chains
+from ..sizes import RowSizes, elements_of, has_chains
 
 
 class Chains(NamedTuple):
@@ -25,7 +25,8 @@ class Pools:
     """state, anchor: by register, float32 `(capacity + 1, elements)`. accumulator: like the sample's.
 
     images, predictions: what the rows of one step start from, and what the host wants of it, `(rows, elements)`.
-    chains: of models that have such.
+    chains: of models that have such. kept: the predictions that rows keep, `(capacity, elements)`, of models that may
+    be asked to keep any.
     """
 
     def __init__(self, card: ModelCard, capacity: int, rows: int, device: torch.device) -> None:
@@ -38,6 +39,7 @@ class Pools:
         self.accumulator = self._pool(capacity + 1, SAMPLE)
         self.images = self._pool(rows, SAMPLE)
         self.predictions = self._pool(rows, SAMPLE)
+        self.kept = self._pool(capacity, SAMPLE) if RowSizes.of(card).kept else None
         self.chains: Chains | None = None
         if has_chains(card):
             level = torch.zeros(capacity + 1, dtype=torch.float32, device=device)

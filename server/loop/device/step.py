@@ -96,8 +96,8 @@ class StepFunction:
             column.fill_(self._pools.scratch)
         for column in (control.images, *(updates.shown for updates in control.updates.values())):
             column.fill_(-1)
-        if control.history is not None:
-            control.history.keep.fill_(-1)
+        if control.kept is not None:
+            control.kept.keep.fill_(-1)
         torch.arange(self.rows, out=control.null_rows)
 
     @property
@@ -194,7 +194,9 @@ class StepFunction:
     def _ensemble(self, target: Target, updates: Updates, outputs: tuple[Tensor, ...]) -> None:
         pools, is_sample = self._pools, target.register == SAMPLE
         guided = self._card.labels is not None and self._card.labels.null is not None
-        history = self.control.history if is_sample else None
+        kept, history = self.control.kept, {}
+        if is_sample and kept is not None:
+            history = {f"history_{name}": column for name, column in kept._asdict().items()}
         nonfinite = ops.ensemble_step(
             pools.state[target.register],
             updates.slots,
@@ -208,7 +210,8 @@ class StepFunction:
             draws=updates.draws,
             prediction=pools.predictions if is_sample else None,
             prediction_rows=updates.shown if is_sample else None,
-            **({} if history is None else {f"history_{name}": value for name, value in history._asdict().items()}),
+            history_pool=pools.kept if history else None,
+            **history,
         )
         self.results.put((target, FINITE), nonfinite)
 
