@@ -130,6 +130,7 @@ class Batch:
     """Rows that run together: one network, one kind of update.
 
     network_rows: of the lines that the rows are at when the batch is made; they go on after it.
+    limit: the most network rows that it might have had.
     steps: how many lines each row takes, one after the other; all have the same network, kind and network rows.
     padding: network rows that belong to nobody, told by the runner.
     staying: the rows that do not go on to a further line; None before the batcher has been told that they may.
@@ -141,6 +142,7 @@ class Batch:
     kind: str
     rows: list[Row]
     network_rows: int
+    limit: int = 0
     steps: int = 1
     padding: int = 0
     staying: list[Row] | None = None

@@ -187,10 +187,6 @@ class Batcher:
         waiting = self.admission.waiting_of(key)
         return ModelLoad(model.in_flight, model.capacity, waiting, self.prediction.costs_of(key))
 
-    def batch_limit(self, model: ModelKey, network: str) -> int:
-        """The most network rows that a batch of a network may have now."""
-        return self.prediction.batch_rows((model, network))
-
     # -- schedule -----------------------------------------------------------------------------
 
     def schedule(self, begins: float = 0.0) -> tuple[Batch | None, list[tuple[Job, ServerError | None]]]:
@@ -210,10 +206,13 @@ class Batcher:
             group = self._next_group()
             if group is None:
                 return None, ended
-            rows = self._take(group, max(now, begins), ended)
+            queue = self._ready[group]
+            limit = self.prediction.batch_rows(group[:2], len(queue) * queue[0][2].network_rows)
+            rows = self._take(queue, limit, max(now, begins), ended)
             if rows:
                 break
         batch = Batch.of(*group, rows)
+        batch.limit = limit
         batch.steps = self._steps_of_turn(batch)
         self._returning = (group, sum([row.line + batch.steps < len(row.program.lines) for row in rows]))
         for job in {row.job for row in rows}:
@@ -245,9 +244,14 @@ class Batcher:
         )
         return min(candidates, default=(0.0, (0.0, 0), None), key=lambda candidate: candidate[:2])[2]
 
-    def _take(self, group: Group, begins: float, ended: list[tuple[Job, ServerError | None]]) -> list[Row]:
-        queue = self._ready[group]
-        limit = self.prediction.batch_rows(group[:2])
+    def _take(
+        self,
+        queue: list[tuple[float, int, Row]],
+        limit: int,
+        begins: float,
+        ended: list[tuple[Job, ServerError | None]],
+    ) -> list[Row]:
+        """The next rows of a queue, as many network rows as the limit at most, but one row at least."""
         rows: list[Row] = []
         taken = 0
         while queue:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import ceil
+from math import ceil, sqrt
 
 
 class StepCost:
@@ -67,6 +67,18 @@ class StepCost:
             return 1 << 30
         rows = fixed * (1.0 - share) / (share * per_row)
         return min(1 << 30, ceil(rows - 1e-6))  # a fit is not exact
+
+    def rows_quickest(self, row_steps: float) -> int:
+        """The rows of a batch by which those that wait are done soonest, in the mean (possibly 0 or huge).
+
+        row_steps: what waits, rows times the steps that they have to go. Batches of n take f + n p. R rows go round in
+        R/n of them; a row is done after s rounds, and has waited for about one batch more: the one that ran when it
+        came, and the others of its last. Of `s R (f/n + p) + f + n p` the least is at `n = sqrt(s R f / p)`.
+        """
+        fixed, per_row = self.fit
+        if per_row <= 0.0:
+            return 1 << 30
+        return min(1 << 30, int(sqrt(row_steps * fixed / per_row)))
 
     def rows_within(self, seconds: float) -> int:
         """How many rows are predicted to run within `seconds` (possibly 0 or huge)."""

@@ -184,10 +184,6 @@ class Engines:
             rows_left=dict(left),
         )
 
-    def batch_limit(self, model: ModelKey, network: str) -> int:
-        """The most network rows that a batch of a network may have now, on the device that allows most."""
-        return max(engine.batcher.batch_limit(model, network) for engine in self._engines)
-
     def snapshot(self) -> tuple[dict[ModelKey, ModelLoad], list[Row]]:
         """As `Engine.snapshot`, over all devices; costs are those of the first device that has measured some."""
         loads: dict[ModelKey, ModelLoad] = {}

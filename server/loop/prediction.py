@@ -33,6 +33,11 @@ FIXED_SHARE = 0.5
 steps are long whatever their rows, short ones would cost most of the throughput."""
 
 
+FEW_STEPS = 8
+"""So many steps each of the rows that wait is taken to have before it, when a batch is widened for their sake: about as
+many as requests of this server have. Longer programs count no more, as all others would wait for their wide batches."""
+
+
 class Prediction:
     """What the steps of each network of one device cost, on an injected clock. All times are in seconds.
 
@@ -64,18 +69,24 @@ class Prediction:
         """(fixed, per_row) of a step, for each network of a model that has run."""
         return {name: cost.fit for (key, name), cost in self._costs.items() if key == model}
 
-    def batch_rows(self, network: Network) -> int:
+    def batch_rows(self, network: Network, waiting: int = 0) -> int:
         """The most network rows that a batch may have: those predicted to fit in the step budget, or that it takes to
-        be worth its fixed cost; at least one.
+        be worth its fixed cost, or by which those that wait are done soonest; at least one.
+
+        waiting: network rows that are to be taken one step further.
         """
-        return self._batch_rows.get(network, self._limits.max_batch_rows)
+        most = self._limits.max_batch_rows
+        rows = self._batch_rows.get(network, most)
+        if rows < min(waiting, most):
+            rows = max(rows, min(most, self._costs[network].rows_quickest(FEW_STEPS * waiting)))
+        return rows
 
     def round_seconds(self, network: Network, network_rows: int) -> float:
         """Time for all of `network_rows` to take one step of a network; 0 where none was measured lately."""
         cost = self._costs.get(network)
         if cost is None or not network_rows:
             return 0.0
-        batches = ceil(network_rows / self.batch_rows(network))
+        batches = ceil(network_rows / self.batch_rows(network, network_rows))
         seconds = batches * cost.seconds(network_rows / batches)
         return seconds if self._clock() - cost.recorded_at <= STALE_SECONDS + 2.0 * seconds else 0.0
 

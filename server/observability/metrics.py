@@ -42,7 +42,6 @@ class Metrics:
         ready: whether requests are taken.
         """
         self._is_model = is_model
-        self._engines = engines
         self._networks: dict[tuple[str, str], _NetworkMetrics] = {}
         self.recent = Recent()
         self.registry = registry = CollectorRegistry()
@@ -96,7 +95,7 @@ class Metrics:
         for _ in range(steps):
             network.step_seconds(rows).observe(seconds / steps)
             network.batch_rows.observe(rows)
-            network.occupancy.observe(rows / self._engines.batch_limit(batch.model, batch.network))
+            network.occupancy.observe(rows / max(rows, batch.limit))
         network.nfe.inc(steps * rows)
         if batch.padding:
             network.padding_rows.inc(steps * batch.padding)

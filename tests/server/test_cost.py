@@ -45,7 +45,7 @@ def test_a_batch_is_cut_to_the_step_budget_but_not_below_what_is_worth_its_fixed
         world = World(step_seconds=0.02)
         for rows in (1, 4, 16, 4, 1, 16):
             world.batcher.prediction.record((MODEL, "denoiser"), rows, fixed + per_row * rows)
-        return world.batcher.batch_limit(MODEL, "denoiser")
+        return world.batcher.prediction.batch_rows((MODEL, "denoiser"))
 
     assert limit(fixed=0.001, per_row=0.001) == 19
     assert limit(fixed=0.0, per_row=0.5) == 1
@@ -88,3 +88,22 @@ def test_long_rows_stay_alone_but_for_two_that_are_tried():
     widths = run(world, 60, 0.0, 0.5)
     assert widths[:2] == [4, 4]  # nothing is known yet: the first does not count
     assert widths.count(1) >= 56, widths
+
+
+def test_a_batch_grows_with_the_root_of_what_waits():
+    """Of all batch sizes the one by which rows of eight steps are done soonest in the mean; that of the budget where it is
+    wider, and no more than may be in a batch."""
+    fixed, per_row = 0.01, 0.0025
+    world = World(step_seconds=0.02)
+    for rows in (1, 4, 16, 4, 1, 16):
+        world.batcher.prediction.record((MODEL, "denoiser"), rows, fixed + per_row * rows)
+
+    def mean_seconds(waiting: int, rows: int) -> float:
+        return 8 * waiting * (fixed / rows + per_row) + fixed + per_row * rows
+
+    for waiting in (5, 20, 60, 100):
+        found = world.batcher.prediction.batch_rows((MODEL, "denoiser"), waiting)
+        best = min(range(1, 257), key=lambda rows: mean_seconds(waiting, rows))
+        assert abs(found - best) <= 1, (waiting, found, best)
+    assert world.batcher.prediction.batch_rows((MODEL, "denoiser"), 4) == 4
+    assert world.batcher.prediction.batch_rows((MODEL, "denoiser"), 10**6) == Limits().max_batch_rows

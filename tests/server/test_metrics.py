@@ -39,7 +39,9 @@ def test_step_times_are_told_apart_by_batch_size(rows: int, counted: str):
 def test_occupancy_is_the_share_of_the_rows_that_might_have_been():
     """16 of 64 rows are a quarter."""
     metrics = metrics_of()
-    metrics.observe_step(batch(16), 0.1)
+    quarter = batch(16)
+    quarter.limit = 64
+    metrics.observe_step(quarter, 0.1)
     assert metrics.registry.get_sample_value("fewstep_batch_occupancy_sum", NETWORK) == pytest.approx(0.25)
 
 

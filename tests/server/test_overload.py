@@ -2,39 +2,18 @@
 
 from __future__ import annotations
 
-import random
-from collections import Counter
-from functools import cache
-from typing import NamedTuple
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.simulate.agenda import Agenda
-from bench.simulate.costs import Costs, Group, HostCost, StepCost
-from bench.simulate.replica import Replica, StepCosts
-from bench.simulate.traffic import CompiledCall
-from server.config import Limits
 from server.errors import Overloaded
 from server.loop.admission import DrainRate
 from server.loop.crowd import RECENT_SECONDS, Crowd
-from server.types import Batch, Job, Row
+from server.types import Job, Row
+from tests.server.simulation import Device, Kind, Simulation
 from tests.server.world import MODEL, program
 
-FULL_ROWS = 32
-FIXED_SECONDS, ROW_SECONDS = 0.002, 0.0005
-FULL_SECONDS = FIXED_SECONDS + ROW_SECONDS * FULL_ROWS
-
-
-class Kind(NamedTuple):
-    """Requests of a mix: allowed is the time until their deadline, in full batches; weight, how many of them come."""
-
-    steps: int
-    allowed: float | None
-    weight: float = 1.0
-    priority: int = 0
-    network: str = "denoiser"
+DEVICE = Device(fixed=0.002, per_row=0.0005, full_rows=32)
 
 
 def in_proportion(*steps: int, each: float = 3.0) -> tuple[Kind, ...]:
@@ -45,113 +24,6 @@ def in_proportion(*steps: int, each: float = 3.0) -> tuple[Kind, ...]:
 def in_common(*steps: int, allowed: float) -> tuple[Kind, ...]:
     """Requests that all allow the same time."""
     return tuple(Kind(n, allowed) for n in steps)
-
-
-def _step(network: str, kind: str) -> StepCost:
-    seconds = ((FIXED_SECONDS + ROW_SECONDS,), (FULL_SECONDS,))
-    return StepCost(MODEL.name, network, kind, (1, FULL_ROWS), seconds)
-
-
-COSTS = Costs((_step("denoiser", "ensemble"), _step("energy", "score")))
-
-
-class _Ticket:
-    """One request of a kind, which counts where it is answered in time."""
-
-    def __init__(self, simulation: Simulation, kind: Kind, deadline: float | None) -> None:
-        self.call = _call(kind)
-        self.seed = 0
-        self.deadline = deadline
-        self._simulation, self._kind = simulation, kind
-        self._ended = False
-
-    def leave(self, reason: str) -> None:
-        assert not self._ended, "a request ended twice"
-        self._ended = True
-        if not reason and (self.deadline is None or self._simulation.now <= self.deadline):
-            self._simulation.met[self._kind] += 1
-
-
-class Simulation:
-    """A simulated server of `bench.simulate`, whose device takes 2 ms + 0.5 ms a row, and whose host takes nothing.
-
-    Requests arrive by a Poisson process at `load` times what full batches can take. What is answered in time is counted
-    as long as requests arrive: what is left in the queue then, more of it the higher the load, is not.
-    """
-
-    def __init__(self, capacity: int = 64, seed: int = 0) -> None:
-        self.agenda = Agenda()
-        limits = Limits(step_seconds=1e9, max_batch_rows=FULL_ROWS, max_waiting_rows=512)
-        self.rng = random.Random(seed)
-        self.replica = Replica(
-            *(self.agenda, COSTS, StepCosts(COSTS), limits, {MODEL: capacity}, self.rng.random),
-            on_batch=self._ran,
-        )
-        self.batcher = self.replica.batcher
-        self.ran = 0
-        self.offered: Counter[Kind] = Counter()
-        self.met: Counter[Kind] = Counter()
-
-    @property
-    def now(self) -> float:
-        return self.agenda.now
-
-    def forget(self) -> None:
-        """Count anew."""
-        self.offered.clear()
-        self.met.clear()
-        self.ran = 0
-
-    def run(self, load: float, kinds: tuple[Kind, ...], seconds: float = 3.0) -> Simulation:
-        """`seconds` of requests."""
-        weights = [kind.weight for kind in kinds]
-        steps = sum(kind.steps * kind.weight for kind in kinds) / sum(weights)
-        rate = load * FULL_ROWS / FULL_SECONDS / steps
-        end = now = self.now
-        end += seconds
-        while (now := now + self.rng.expovariate(rate)) < end:
-            self.at(now, self.rng.choices(kinds, weights)[0])
-        return self.until(end)
-
-    def at(self, when: float, kind: Kind) -> None:
-        """Have a request arrive."""
-        self.agenda.at(when, self._arrive, kind)
-
-    def until(self, end: float) -> Simulation:
-        """Let the requests arrive and the batches run."""
-        while self.agenda.next_time <= end:
-            self.agenda.step()
-        self.agenda.now = end
-        return self
-
-    def _arrive(self, kind: Kind) -> None:
-        self.offered[kind] += 1
-        deadline = None if kind.allowed is None else self.now + FULL_SECONDS * kind.allowed
-        self.replica.receive(_Ticket(self, kind, deadline))
-
-    def _ran(self, batch: Batch, began: float, ended: float) -> None:
-        self.ran += len(batch.rows)
-
-    @property
-    def good(self) -> int:
-        """Requests answered in time."""
-        return self.met.total()
-
-    @property
-    def good_steps(self) -> int:
-        return sum(kind.steps * met for kind, met in self.met.items())
-
-    def share(self, kind: Kind) -> float:
-        """Which part of the requests of a kind was answered in time."""
-        return self.met[kind] / self.offered[kind]
-
-
-@cache
-def _call(kind: Kind) -> CompiledCall:
-    update = "score" if kind.network == "energy" else "ensemble"
-    compiled = program(kind.steps, network=kind.network, kind=update)
-    lines = {Group(MODEL.name, kind.network, update): kind.steps}
-    return CompiledCall("", kind.weight, MODEL, (compiled,), 8, kind.priority, HostCost(), 1, lines)
 
 
 MIXES = {
@@ -170,7 +42,7 @@ MIXES = {
 
 def assert_goodput_holds(kinds: tuple[Kind, ...], *, capacity: int = 64, seed: int = 0) -> Simulation:
     """At 3x the load at least 0.9 of the most at 1x to 1.5x, in requests and in steps. Less load has less to give."""
-    at = {load: Simulation(capacity, seed).run(load, kinds) for load in (1.0, 1.25, 1.5, 3.0)}
+    at = {load: Simulation(DEVICE, capacity, seed).run(load, kinds) for load in (1.0, 1.25, 1.5, 3.0)}
     good = {load: simulation.good for load, simulation in at.items()}
     steps = {load: simulation.good_steps for load, simulation in at.items()}
     assert good[3.0] >= 0.9 * max(good.values()), good
@@ -202,14 +74,14 @@ def test_goodput_holds_for_any_mix(steps, each, capacity, seed):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_under_overload_no_step_is_taken_in_vain(seed):
     """With 1 to 8 steps, at 3x overload, 98 % of the steps belong to requests that meet their deadline."""
-    simulation = Simulation(seed=seed).run(3.0, MIXES["1 to 8"], 8.0)
+    simulation = Simulation(DEVICE, seed=seed).run(3.0, MIXES["1 to 8"], 8.0)
     left = sum(row.line for row in simulation.batcher.ready_rows())
     assert simulation.good_steps + left >= 0.98 * simulation.ran
 
 
 def test_overload_ends_at_once():
     """As soon as the load is 0.6 of what the device can do, everyone is answered in time again."""
-    simulation = Simulation().run(3.0, MIXES["1 to 8"], 2.0)
+    simulation = Simulation(DEVICE).run(3.0, MIXES["1 to 8"], 2.0)
     simulation.run(0.6, MIXES["1 to 8"], 0.3)
     simulation.forget()
     simulation.run(0.6, MIXES["1 to 8"])
@@ -219,15 +91,15 @@ def test_overload_ends_at_once():
 @pytest.mark.parametrize("load", [1.0, 3.0])
 def test_a_burst_that_can_be_served_is_not_refused(load):
     """300 patient requests at once to an idle server are all met, also when it had too much to do some time before."""
-    simulation = Simulation()
+    simulation = Simulation(DEVICE)
     simulation.run(load, MIXES["1 and 8"], 2.0)
     start = simulation.now + RECENT_SECONDS + 1.0
     simulation.until(start)
     simulation.forget()
-    burst = Kind(4, 4 * 300 / FULL_ROWS * 1.3)
+    burst = Kind(4, 4 * 300 / DEVICE.full_rows * 1.3)
     for _ in range(300):
         simulation.at(start, burst)
-    simulation.until(start + FULL_SECONDS * burst.allowed)
+    simulation.until(start + DEVICE.full_seconds * burst.allowed)
     assert simulation.met[burst] == 300
 
 
@@ -236,15 +108,15 @@ def test_a_burst_that_can_be_served_is_not_refused(load):
 def test_deadlines_that_a_busy_device_cannot_meet_hold_nobody_back(load, allowed):
     """Half of the requests allow next to nothing, or one batch a step: the others are answered nearly as if alone."""
     patient = Kind(4, 40)
-    alone = Simulation().run(load, (patient,))
-    beside = Simulation().run(2 * load, (patient, Kind(4, allowed)))
+    alone = Simulation(DEVICE).run(load, (patient,))
+    beside = Simulation(DEVICE).run(2 * load, (patient, Kind(4, allowed)))
     assert beside.share(patient) >= 0.95 * alone.share(patient)
 
 
 def test_priority_counts_under_overload():
     """At 3x the load, requests of higher priority are answered nearly all, as long as they are few."""
     first, others = Kind(4, 12, priority=5), Kind(4, 12, weight=9)
-    simulation = Simulation().run(3.0, (first, others))
+    simulation = Simulation(DEVICE).run(3.0, (first, others))
     assert simulation.share(first) >= 0.9
     assert simulation.share(others) < 0.35
 
@@ -252,7 +124,7 @@ def test_priority_counts_under_overload():
 def test_a_kind_that_is_within_its_share_of_the_device_is_not_refused():
     """A few scores are answered while sampling asks for three times the device."""
     score = Kind(1, 10, network="energy")
-    simulation = Simulation().run(3.0, (score, *(kind._replace(weight=10) for kind in MIXES["1 and 8"])))
+    simulation = Simulation(DEVICE).run(3.0, (score, *(kind._replace(weight=10) for kind in MIXES["1 and 8"])))
     assert simulation.share(score) >= 0.95
 
 
@@ -300,7 +172,7 @@ def test_rows_without_deadlines_are_not_counted():
 
 def test_the_rows_counted_are_the_rows_in_work():
     """Whatever becomes of requests, in the end none of their rows is counted."""
-    simulation = Simulation(capacity=16).run(2.0, (*MIXES["1 to 8"], Kind(3, None)), 1.0)
+    simulation = Simulation(DEVICE, capacity=16).run(2.0, (*MIXES["1 to 8"], Kind(3, None)), 1.0)
     jobs = simulation.batcher.open_jobs()
     assert jobs
     for job in jobs[::2]:
