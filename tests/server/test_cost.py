@@ -91,8 +91,7 @@ def test_long_rows_stay_alone_but_for_two_that_are_tried():
 
 
 def test_a_batch_grows_with_the_root_of_what_waits():
-    """Of all batch sizes the one by which rows of eight steps are done soonest in the mean; that of the budget where it is
-    wider, and no more than may be in a batch."""
+    """Of all batch sizes the one by which rows of eight steps are done soonest in the mean, or that of the budget."""
     fixed, per_row = 0.01, 0.0025
     world = World(step_seconds=0.02)
     for rows in (1, 4, 16, 4, 1, 16):
