@@ -92,7 +92,9 @@ def main(options: argparse.Namespace, console: Console) -> int:
                     with _holding(held[0]):
                         turns.append(_turn(name, number, side, plan, servers[side.name]))
                     bar.advance(task)
-    result = TurnsResult(sides, options.mix, options.rounds, options.duration, tuple(turns), environment)
+    result = TurnsResult(
+        sides, options.mix, options.rounds, options.duration, options.timeout, tuple(turns), environment
+    )
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "turns.json").write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
     (options.output / "turns.md").write_text(result.markdown())

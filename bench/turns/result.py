@@ -64,12 +64,14 @@ class Ratio:
 
 @dataclass(frozen=True)
 class TurnsResult:
-    """A whole measurement. sides: this one and the other. seconds: of one turn, without its warm-up."""
+    """A whole measurement. sides: this one and the other. seconds: of one turn, without its warm-up. timeout: seconds
+    that a request may take."""
 
     sides: tuple[Side, Side]
     mix: str
     rounds: int
     seconds: float
+    timeout: float
     turns: tuple[Turn, ...]
     environment: Environment
 
@@ -115,7 +117,7 @@ class TurnsResult:
                 f"{self.sides[0].line()}; {self.sides[1].line()}. {self.rounds} rounds of {self.seconds:g} s, the one "
                 "that is not measured held, who begins changing from round to round.",
                 "",
-                f"{self.environment.line()}. Mix `{self.mix}`, {self.environment.time}.",
+                f"{self.environment.line()}. Mix `{self.mix}`, {self.timeout:g} s a request, {self.environment.time}.",
                 "",
                 f"| {' | '.join(header)} |",
                 f"|{' --- |' * len(header)}",

@@ -20,7 +20,7 @@ def turn(load: str, number: int, side: str, answered: float, p50: float = 0.001)
 
 
 def result_of(*turns: Turn) -> TurnsResult:
-    return TurnsResult(SIDES, "ddim:1", 2, 1.0, turns, describe_environment())
+    return TurnsResult(SIDES, "ddim:1", 2, 1.0, 10.0, turns, describe_environment())
 
 
 def test_two_servers_in_turns(repository: Path, tmp_path: Path) -> None:
