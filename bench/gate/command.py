@@ -60,9 +60,9 @@ def main(options: argparse.Namespace, console: Console) -> int:
 
 def _table(lines: Sequence[Line]) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("ratio", overflow="fold")
+    table.add_column("ratio", overflow="fold", min_width=22)  # else the others would leave it a letter on 80 columns
     for heading in ("old", "new", "change", "verdict"):
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(heading, justify="right", overflow="fold")
     for line in lines:
         change = "" if math.isnan(line.change) else f"{line.change:+.1%}"
         table.add_row(

@@ -377,9 +377,11 @@ class Batcher:
     def _end(self, job: Job, error: ServerError, reason: str) -> ServerError:
         """Mark a job as ended; rows in flight are dropped where they surface next."""
         self.counters.left(reason, job.remaining)
-        self.admission.leave(job, job.waiting)
-        self._models[job.model].crowd.leave(job, job.waiting)
-        del job.rows[job.admitted :]
+        if job.waiting and job.entry is not None:
+            self.admission.leave(job, job.waiting)
+            self._models[job.model].discard(job.entry)
+            self._models[job.model].crowd.leave(job, job.waiting)
+            del job.rows[job.admitted :]
         self._forget(job)
         return error
 
@@ -389,8 +391,6 @@ class Batcher:
         if job in self._jobs:
             self._jobs.discard(job)
             self.work -= job.work
-        if job.entry is not None:
-            self._models[job.model].discard(job.entry)
         if job.deadline is not None:
             self._deadlines.discard((job.deadline, job.order, job))
 

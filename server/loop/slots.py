@@ -36,7 +36,7 @@ class Slots:
     @property
     def waited_for(self) -> bool:
         """Whether there are rows without a slot."""
-        return self._next(self._waiting) is not None or self._next(self._waiting_to_keep) is not None
+        return bool(self._waiting or self._waiting_to_keep)
 
     def rows_at_once(self, row: Row) -> int:
         """How many rows like this one there may be."""
@@ -61,14 +61,12 @@ class Slots:
             )
 
     def add(self, entry: Entry) -> None:
-        """Have a job's rows wait. All have the same program, or are scores, which keep nothing."""
-        keeps = entry[2].rows[0].program.kept_predictions
-        (self._waiting_to_keep if keeps else self._waiting).add(entry)
+        """Have a job's rows wait."""
+        self._queue_of(entry[2]).add(entry)
 
     def discard(self, entry: Entry) -> None:
-        """No row of the job waits any more."""
-        for queue in (self._waiting, self._waiting_to_keep):
-            queue.discard(entry)
+        """No row of the job waits any more, of those that it still has."""
+        self._queue_of(entry[2]).discard(entry)
 
     def ahead(self, entry: Entry) -> float:
         """Which share of the jobs that wait comes before an entry."""
@@ -78,34 +76,35 @@ class Slots:
 
     def give(self) -> Row | None:
         """Give the next row its slots; None where none waits that there is room for."""
-        if not self._free:
+        queue = self._next_queue() if self._waiting_to_keep else self._waiting
+        if not queue or not self._free:
             return None
-        first, keeps = self._next(self._waiting), self._next(self._waiting_to_keep)
-        if keeps is not None and not self.free_for(keeps[2].rows[keeps[2].admitted]):
-            keeps = None
-        entry = min((found for found in (first, keeps) if found is not None), default=None)
-        if entry is None:
-            return None
-        job = entry[2]
-        row = job.rows[job.admitted]
+        job = queue[0][2]
+        row: Row = job.rows[job.admitted]
         row.slot = self._free.pop()
-        row.kept = [self._free_kept.pop() for _ in range(row.program.kept_predictions)]
+        if row.program.kept_predictions:
+            row.kept = [self._free_kept.pop() for _ in range(row.program.kept_predictions)]
         job.admitted += 1
+        if not job.waiting:
+            queue.pop(0)
         return row
 
     def take_back(self, row: Row) -> None:
         """A row has left its slots."""
         self._free.append(row.slot)
-        self._free_kept += row.kept
+        row.slot = -1
+        if row.kept:
+            self._free_kept += row.kept
+            row.kept = []
         self.crowd.leave(row.job, 1)
-        row.slot, row.kept = -1, []
 
-    @staticmethod
-    def _next(queue: SortedList[Entry]) -> Entry | None:
-        """The first entry of a job with rows that wait."""
-        while queue:
-            entry: Entry = queue[0]
-            if entry[2].waiting:
-                return entry
-            queue.pop(0)
-        return None
+    def _queue_of(self, job: Job) -> SortedList[Entry]:
+        """All rows of a job have the same program, or are scores, which keep nothing."""
+        return self._waiting_to_keep if job.rows[0].program.kept_predictions else self._waiting
+
+    def _next_queue(self) -> SortedList[Entry]:
+        """Where some wait to keep predictions: these, if there is room and they are due first, else the others."""
+        entry = self._waiting_to_keep[0]
+        if self.free_for(entry[2].rows[0]) and not (self._waiting and self._waiting[0] < entry):
+            return self._waiting_to_keep
+        return self._waiting
