@@ -60,9 +60,12 @@ def main(options: argparse.Namespace, console: Console) -> int:
 
 def _table(lines: Sequence[Line]) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("ratio", overflow="fold", min_width=22)  # else the others would leave it a letter on 80 columns
-    for heading in ("old", "new", "change", "verdict"):
+    # On 80 columns the ranges are what gives way: a ratio without a name, or without its verdict, tells nothing.
+    table.add_column("ratio", overflow="fold", min_width=16)
+    for heading in ("old", "new"):
         table.add_column(heading, justify="right", overflow="fold")
+    table.add_column("change", justify="right", no_wrap=True)
+    table.add_column("verdict", justify="right", no_wrap=True, min_width=14)
     for line in lines:
         change = "" if math.isnan(line.change) else f"{line.change:+.1%}"
         table.add_row(
