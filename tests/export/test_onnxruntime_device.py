@@ -108,6 +108,7 @@ class FakeSession:
     """`onnxruntime.InferenceSession` with a CUDA provider. It has no `run`: that would copy and wait."""
 
     starts = True
+    falls_back = True
     settings: Mapping[str, str]
     options: onnxruntime.SessionOptions
 
@@ -118,6 +119,9 @@ class FakeSession:
         assert all(isinstance(value, str) for value in settings.values())
         FakeSession.settings, FakeSession.options = settings, options
         self._real = REAL(graph, options, providers=others)
+
+    def disable_fallback(self) -> None:
+        self.falls_back = False
 
     def get_inputs(self) -> Any:
         return self._real.get_inputs()
@@ -132,6 +136,7 @@ class FakeSession:
         return FakeBinding(self._real.io_binding())
 
     def run_with_iobinding(self, iobinding: FakeBinding, run_options: onnxruntime.RunOptions) -> None:
+        assert not self.falls_back  # to the CPU, unasked
         assert run_options.get_run_config_entry("disable_synchronize_execution_providers") == "1"
         self._real.run_with_iobinding(iobinding._binding, run_options)
 

@@ -14,7 +14,7 @@ import torch
 from export.parity import draw_inputs
 from export.runtime import EngineError
 from export.runtime.device import open_device_runtime
-from export.runtime.onnxruntime import OnnxRuntime, OnnxSession
+from export.runtime.onnxruntime import OnnxRuntime, OnnxSession, read_graph
 from models.bundle import Bundle, load_bundle
 from models.card import NetworkSpec
 
@@ -53,6 +53,16 @@ def test_engines_agree_on_the_shipped_denoiser(repository: Path):
     """The shipped U-Net, exported, gives what torch gives."""
     newest = max((repository / "digits-ddpm").iterdir(), key=lambda path: int(path.name))
     assert_agree(load_bundle(newest), rows=3)
+
+
+def test_a_session_keeps_no_copy_of_its_graph(bundle: Bundle):
+    """Weights are in a graph's bytes, and in the session once more: a server would hold both."""
+    graph, weights = read_graph(bundle, "denoiser")
+    holders = sys.getrefcount(graph)
+    origin, spec = bundle.graph_path("denoiser"), bundle.card.networks["denoiser"]
+    session = OnnxSession("denoiser", spec, graph, 1, origin, weights)
+    assert sys.getrefcount(graph) == holders
+    assert session.run(arrays(bundle, spec, 2, seed=1))
 
 
 def test_outputs_belong_to_the_caller(bundle: Bundle):
