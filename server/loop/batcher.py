@@ -18,7 +18,6 @@ Not thread-safe: the engine calls it under its lock.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable
 
 from sortedcontainers import SortedList
@@ -31,10 +30,8 @@ from .cohorts import Cohorts
 from .due import due
 from .load import Counters, ModelLoad
 from .prediction import Prediction
-from .shares import Share, Shares
+from .ready import Group, Ready
 from .slots import Entry, Slots
-
-Group = tuple[ModelKey, str, str]
 
 
 class Batcher:
@@ -52,8 +49,7 @@ class Batcher:
         self._cohorts = cohorts
         self._clock = clock
         self._models: dict[ModelKey, Slots] = {}
-        self._ready: dict[Group, list[tuple[float, int, Row]]] = {}
-        self._shares = Shares()
+        self._ready = Ready()
         self._returning: tuple[Group, int] | None = None  # the batch that runs: its rows that have steps left
         self._closed: set[ModelKey] = set()
         self._jobs: set[Job] = set()
@@ -83,9 +79,8 @@ class Batcher:
         """Forget an idle model."""
         del self._models[key]
         self._closed.discard(key)
-        self._ready = {group: queue for group, queue in self._ready.items() if group[0] != key}
+        self._ready.forget(key)
         self.prediction.forget(key)
-        self._shares.forget(key)
         if self._cohorts is not None:
             self._cohorts.forget(key)
 
@@ -123,7 +118,7 @@ class Batcher:
         """
         row = job.rows[0]
         lines = row.program.line_counts
-        shares = self._busy_shares() | {(job.model, kind) for _, kind in lines}
+        shares = self._ready.shares() | {(job.model, kind) for _, kind in lines}
         sharing = len({share[0] for share in shares})  # models among which the device is shared
         most = model.rows_at_once(row)
         width = min(most, model.in_flight + len(job.rows)) * row.network_rows
@@ -179,7 +174,7 @@ class Batcher:
 
     def ready_rows(self) -> list[Row]:
         """The rows that hold a slot and wait for their next step."""
-        return [entry[2] for queue in self._ready.values() for entry in queue]
+        return list(self._ready)
 
     def load_of(self, key: ModelKey) -> ModelLoad:
         """What a model has in work, and what its steps cost."""
@@ -203,12 +198,11 @@ class Batcher:
                     self._fill_slots(model)
                 if self._cohorts is not None:
                     self._form_cohort(self._cohorts, key)
-            group = self._next_group()
+            group = self._ready.next_group()
             if group is None:
                 return None, ended
-            queue = self._ready[group]
-            limit = self.prediction.batch_rows(group[:2], len(queue) * queue[0][2].network_rows)
-            rows = self._take(queue, limit, max(now, begins), ended)
+            limit = self.prediction.batch_rows(group[:2], self._ready.network_rows(group))
+            rows = self._take(group, limit, max(now, begins), ended)
             if rows:
                 break
         batch = Batch.of(*group, rows)
@@ -229,7 +223,7 @@ class Batcher:
         if (network := cohorts.next_network(model)) is None:
             return
         for entry in cohorts.form(model, self.prediction.batch_rows((model, network))):
-            self._push(entry)
+            self._ready.push(entry)
 
     def _end_late(self, now: float, ended: list[tuple[Job, ServerError | None]]) -> None:
         """End the jobs whose deadline has passed, those that still wait for slots included."""
@@ -237,33 +231,18 @@ class Batcher:
             job = self._deadlines[0][2]
             ended.append((job, self._end(job, DeadlineExceeded("the deadline passed between two steps"), "late")))
 
-    def _next_group(self) -> Group | None:
-        """The queue whose model and kind have had the least device time; of equals, the one due first."""
-        candidates = (
-            (self._shares[group[0], group[2]], queue[0][:2], group) for group, queue in self._ready.items() if queue
-        )
-        return min(candidates, default=(0.0, (0.0, 0), None), key=lambda candidate: candidate[:2])[2]
-
-    def _take(
-        self,
-        queue: list[tuple[float, int, Row]],
-        limit: int,
-        begins: float,
-        ended: list[tuple[Job, ServerError | None]],
-    ) -> list[Row]:
+    def _take(self, group: Group, limit: int, begins: float, ended: list[tuple[Job, ServerError | None]]) -> list[Row]:
         """The next rows of a queue, as many network rows as the limit at most, but one row at least."""
         rows: list[Row] = []
         taken = 0
-        while queue:
-            row = queue[0][2]
+        while (row := self._ready.first(group)) is not None:
             if self._ends_early(row, begins, ended):
-                heapq.heappop(queue)
-                self._leave(row, ended)
+                self._leave(self._ready.pop(group), ended)
                 continue
             taken += row.network_rows
             if rows and taken > limit:
                 break
-            rows.append(heapq.heappop(queue)[2])
+            rows.append(self._ready.pop(group))
         return rows
 
     def _steps_of_turn(self, batch: Batch) -> int:
@@ -271,7 +250,7 @@ class Batcher:
 
         Not for rows whose steps are shown.
         """
-        if self._turn == 1 or any(self._ready.values()) or any(slots.waited_for for slots in self._models.values()):
+        if self._turn == 1 or self._ready or any(slots.waited_for for slots in self._models.values()):
             return 1
         if any(row.job.on_preview is not None for row in batch.rows):
             return 1
@@ -325,7 +304,7 @@ class Batcher:
         network_rows, steps = batch.network_rows, batch.steps
         if any(row.failure is None for row in batch.rows):  # else it may not have run at all
             self.prediction.record((batch.model, batch.network), network_rows, seconds / steps)
-        self._shares.spend((batch.model, batch.kind), seconds)
+        self._ready.spend((batch.model, batch.kind), seconds)
         self.counters.batches += steps
         self.counters.batch_rows += steps * network_rows
         for job in {row.job for row in batch.rows}:
@@ -399,25 +378,12 @@ class Batcher:
         if self._cohorts is not None and row.line == 0:
             self._cohorts.wait(entry)
         else:
-            self._push(entry)
-
-    def _push(self, entry: tuple[float, int, Row]) -> None:
-        row = entry[2]
-        line = row.current
-        group = (row.job.model, line.network, line.kind)
-        queue = self._ready.setdefault(group, [])
-        if not queue:
-            self._shares.join((group[0], group[2]), self._busy_shares())
-        heapq.heappush(queue, entry)
-
-    def _busy_shares(self) -> set[Share]:
-        """Whose rows are ready to run."""
-        return {(group[0], group[2]) for group, queue in self._ready.items() if queue}
+            self._ready.push(entry)
 
     def _next_rows(self, group: Group) -> int:
         """Rows that can be in the group's next batch if no request is taken until then."""
         returning = self._returning[1] if self._returning is not None and self._returning[0] == group else 0
-        return len(self._ready.get(group, ())) + returning + self.admission.waiting_of(group[0])
+        return self._ready.count(group) + returning + self.admission.waiting_of(group[0])
 
     def _next_order(self) -> int:
         self._order += 1

@@ -10,29 +10,27 @@ from __future__ import annotations
 import heapq
 
 from ..types import Job, ModelKey, Row
-
-Entry = tuple[float, int, Row]
-"""When a row is due, its order, and the row."""
+from .ready import ReadyRow
 
 
 class Cohorts:
     """Who may run: for each model the rows of its running cohort, and those that wait for the next one."""
 
     def __init__(self) -> None:
-        self._waiting: dict[ModelKey, list[Entry]] = {}
+        self._waiting: dict[ModelKey, list[ReadyRow]] = {}
         self._running: dict[ModelKey, int] = {}
         self._done: dict[ModelKey, list[Job]] = {}
 
-    def wait(self, entry: Entry) -> None:
+    def wait(self, entry: ReadyRow) -> None:
         """A row at its first line is to join the next cohort of its model."""
         heapq.heappush(self._waiting.setdefault(entry[2].job.model, []), entry)
 
-    def form(self, model: ModelKey, limit: int) -> list[Entry]:
+    def form(self, model: ModelKey, limit: int) -> list[ReadyRow]:
         """The model's next cohort, of at most `limit` network rows but one row at least; none while one runs."""
         if self._running.get(model):
             return []
         waiting = self._waiting.get(model, [])
-        cohort: list[Entry] = []
+        cohort: list[ReadyRow] = []
         taken = 0
         while waiting and (not cohort or taken + waiting[0][2].network_rows <= limit):
             taken += waiting[0][2].network_rows

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from models.program import LangevinUpdate, Line, Program, Update, assign
 from server.config import Limits
 from server.errors import ServerError
@@ -47,8 +49,10 @@ class World:
             assert job not in self.ended, "a job ended twice"
             self.ended[job] = error
 
-    def step(self, seconds: float = 1.0, fail=lambda row: None, meanwhile=lambda: None) -> Batch | None:
-        """Schedule, run for `seconds` (with `meanwhile` happening), complete."""
+    def step(
+        self, seconds: float | Callable[[Batch], float] = 1.0, fail=lambda row: None, meanwhile=lambda: None
+    ) -> Batch | None:
+        """Schedule, run for `seconds`, which may depend on the batch (with `meanwhile` happening), complete."""
         batch, ended = self.batcher.schedule()
         self.note(ended)
         if batch is not None:
@@ -61,8 +65,9 @@ class World:
             for row in batch.rows:
                 row.failure = fail(row)
             meanwhile()
-            self.now += seconds
-            self.note(self.batcher.complete(batch, seconds))
+            took = seconds(batch) if callable(seconds) else seconds
+            self.now += took
+            self.note(self.batcher.complete(batch, took))
         return batch
 
     def run(self, limit: int = 10_000) -> list[Batch]:
