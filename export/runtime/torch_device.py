@@ -76,6 +76,8 @@ class TorchDeviceRuntime:
             torch.backends.cudnn.allow_tf32 = False
             torch.backends.cudnn.benchmark = not deterministic
             torch.backends.cudnn.deterministic = deterministic
+            # Else each new shape would have all unused memory given back, which waits for the device while it serves.
+            torch._C._cudnn_set_conv_benchmark_empty_cache(False)
 
     def load(self, bundle: Bundle, network: str) -> TorchDeviceSession:
         """See `DeviceRuntime.load`."""

@@ -154,23 +154,26 @@ def test_cuda_that_is_not_there_is_named(engine: str):
 
 
 @pytest.fixture
-def switches() -> Iterator[None]:
-    """torch's, of the process, as they were afterwards."""
+def switches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
+    """torch's, of the process, as they were afterwards. What was told the one that a torch without CUDA lacks."""
+    told: list[bool] = []
+    monkeypatch.setattr(torch._C, "_cudnn_set_conv_benchmark_empty_cache", told.append, raising=False)
     places = [(torch.backends.cuda.matmul, "allow_tf32")]
     places += [(torch.backends.cudnn, name) for name in ("allow_tf32", "benchmark", "deterministic")]
     before = [getattr(*place) for place in places]
-    yield
+    yield told
     for place, value in zip(places, before, strict=True):
         setattr(*place, value)
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
-def test_cudnn_may_time_its_algorithms_where_bytes_do_not_count(switches: None, deterministic: bool):
+def test_cudnn_may_time_its_algorithms_where_bytes_do_not_count(switches: list[bool], deterministic: bool):
     """Else it takes none that adds up in another order each time, and the same ones in every start."""
     cudnn = torch.backends.cudnn
     cudnn.benchmark, cudnn.deterministic = deterministic, not deterministic
     cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
     TorchDeviceRuntime(torch.device("cuda", 0), deterministic)
+    assert switches == [False], "timing gives all unused memory back, beside other models that are served"
     assert (cudnn.benchmark, cudnn.deterministic) == (not deterministic, deterministic)
     assert not cudnn.allow_tf32
     assert not torch.backends.cuda.matmul.allow_tf32

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from time import perf_counter
 from typing import Protocol
 
@@ -134,14 +134,19 @@ class _CudaMark:
 class CudaStream:
     """A GPU: one stream for the steps, and one for what the host gets, so that no step waits for a download.
 
-    Steps are captured on other streams, by the thread that loads a model, while the engine's thread replays others.
+    Steps are captured on other streams, by the thread that loads a model, while the engine's thread replays others;
+    what is run before a capture has less priority than they.
     """
 
     def __init__(self, device: torch.device) -> None:
+        """
+        Raises:
+            EngineError: torch has no stream left.
+        """
         self.device = device
-        # torch hands out 32 streams of a priority over and over: no capture may get those that are in use.
-        self.steps = torch.cuda.Stream(device, priority=HIGH)
-        self._downloads = torch.cuda.Stream(device, priority=HIGH)
+        self.steps = _own_stream(device, self)
+        self._downloads = _own_stream(device, self)
+        self._warm_ups = torch.cuda.Stream(device)
 
     def active(self) -> AbstractContextManager[object]:
         return torch.cuda.stream(self.steps)
@@ -176,47 +181,59 @@ class CudaStream:
     def captures(self) -> CudaCaptures:
         """
         Raises:
-            EngineError: as many models as torch has streams are there already.
+            EngineError: torch has no stream left.
         """
-        stream = _stream_to_capture_on(self.device)
-        captures = CudaCaptures(stream, self.steps)
-        weakref.finalize(captures, _capturing.discard, (self.device, stream.cuda_stream))
-        return captures
+        return CudaCaptures(self.device, self._warm_ups, self.steps)
 
 
-_capturing: set[tuple[torch.device, int]] = set()
-"""Devices and handles of the streams that graphs were captured on and which are still there, of this process."""
+_in_use: set[tuple[torch.device, int]] = set()
+"""Devices and handles of this process's streams of high priority that nobody else may have."""
 
 
-def _stream_to_capture_on(device: torch.device) -> torch.cuda.Stream:
-    """One that no other model has; see `CudaCaptures`."""
+def _own_stream(device: torch.device, owner: object) -> torch.cuda.Stream:
+    """A stream of high priority that nobody else has, torch handing out its 32 over and over; free when its owner goes.
+
+    Raises:
+        EngineError: there is none.
+    """
     for _ in range(TORCH_STREAMS):
-        stream = torch.cuda.Stream(device)
-        if (device, stream.cuda_stream) not in _capturing:
-            _capturing.add((device, stream.cuda_stream))
+        stream = torch.cuda.Stream(device, priority=HIGH)
+        key = device, stream.cuda_stream
+        if key not in _in_use:
+            _in_use.add(key)
+            weakref.finalize(owner, _in_use.discard, key)
             return stream
-    raise EngineError(f"{device}: {TORCH_STREAMS} models are loaded, and torch has no stream for another one's graphs")
+    raise EngineError(
+        f"{device}: all of torch's {TORCH_STREAMS} streams are taken, by one loaded model each and two more"
+    )
 
 
 class CudaCaptures:
     """A stream and a memory pool for the graphs of one model; the graphs keep it.
 
-    Not shared with other models: captured products write to a workspace that belongs to the stream of the capture,
-    which torch clears when a graph of that stream goes, and which warm-ups there would write to beside live replays;
-    and a pool whose last graph has gone takes no new one.
+    The stream has the priority that the steps are to have: a graph's nodes keep that of their capture. Nothing else
+    runs on it: captured products write to a workspace that torch keeps for the stream, and which so lies in the graphs'
+    own pool, where it stays whatever torch forgets or gives back (`torch.compile` makes it forget all of them). Neither
+    is shared with other models: the workspace goes when a graph of that stream goes, and a pool whose last graph has
+    gone takes no new one.
     """
 
-    def __init__(self, stream: torch.cuda.Stream, steps: torch.cuda.Stream) -> None:
-        self._stream, self._steps = stream, steps
+    def __init__(self, device: torch.device, warm_ups: torch.cuda.Stream, steps: torch.cuda.Stream) -> None:
+        """
+        Raises:
+            EngineError: torch has no stream left.
+        """
+        self._device, self._warm_ups, self._steps = device, warm_ups, steps
+        self._stream = _own_stream(device, self)
         self._pool = torch.cuda.graph_pool_handle()
 
     def capture(self, function: Callable[[], None]) -> Callable[[], None]:
         """See `Captures.capture`."""
-        self._stream.wait_stream(self._steps)
-        with torch.cuda.stream(self._stream):
+        self._warm_ups.wait_stream(self._steps)
+        with torch.cuda.stream(self._warm_ups):
             for _ in range(WARM_UPS):
                 function()
-        self._stream.synchronize()
+        self._warm_ups.synchronize()
         graph = torch.cuda.CUDAGraph()
         # Not `torch.cuda.graph`: it waits for the whole device and gives all unused memory back, at each capture, while
         # other models are served.
@@ -224,14 +241,26 @@ class CudaCaptures:
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
                 function()
-            finally:
-                graph.capture_end()
-        self._steps.wait_stream(self._stream)
+            except BaseException:
+                with suppress(RuntimeError):  # it says that the capture is lost, and not what lost it
+                    self._end(graph)
+                raise
+            self._end(graph)
 
         def replay(graph: torch.cuda.CUDAGraph = graph, kept: CudaCaptures = self) -> None:
             graph.replay()
 
         return replay
+
+    def _end(self, graph: torch.cuda.CUDAGraph) -> None:
+        """End a capture. Where that fails, torch would go on as if it captured: recycle no memory that two streams use,
+        and fail when it gives some back."""
+        try:
+            graph.capture_end()
+        except RuntimeError:
+            with suppress(RuntimeError):  # torch had come that far by itself
+                torch._C._cuda_endAllocateToPool(self._device.index or 0, self._pool)
+            raise
 
 
 @contextmanager
