@@ -11,6 +11,7 @@ from export.runtime import DEFAULT_ENGINE, DEVICE_ENGINES, EngineError, Runtime
 from models.bundle import Bundle
 
 from .config import Config, Limits
+from .loop.device import AHEAD
 from .loop.protocols import Runner
 from .loop.runner import ModelRunner
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-AHEAD = 2  # batches that a GPU is given: the one that runs, and the next
 TURN = 16  # steps in a row of one batch, while nobody else waits
 
 

@@ -13,8 +13,9 @@ import torch
 
 from export.runtime.device import open_device_runtime
 from server import app
-from server.backend import AHEAD, TURN, DeviceBackend
+from server.backend import TURN, DeviceBackend
 from server.config import Config
+from server.loop.device import AHEAD
 from server.loop.device.stream import HostStream
 
 from .running import RunningServer, running_server

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 import msgspec
@@ -23,7 +25,12 @@ BUDGET = 470.0
 """Seconds: 8 minutes, less what it takes to start and to write."""
 
 LEAST = 60.0
-NEEDED = ("torch", "triton", "grpc", "onnxruntime", "safetensors", "sortedcontainers", "pytest")
+NEEDED = (
+    *("torch", "triton", "onnxruntime", "safetensors", "sortedcontainers", "pytest", "hypothesis"),
+    *("grpc", "grpc_health", "grpc_reflection", "grpc_status"),
+)
+COMPILERS = ("cc", "gcc", "clang")
+"""Triton and torch.compile build what launches their kernels with one, or with the one that CC names."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,6 +65,8 @@ def missing(device: str) -> str | None:
     packages = [name for name in NEEDED if find_spec(name) is None]
     if packages:
         return f"needs packages that are not installed: {', '.join(packages)}"
+    if not os.environ.get("CC") and not any(map(which, COMPILERS)):
+        return f"needs a C compiler, as CC or on the path: {', '.join(COMPILERS)}"
     import torch
 
     if not torch.cuda.is_available():

@@ -13,7 +13,7 @@ import msgspec
 
 from ..end_to_end.cases import WORKLOADS
 from ..end_to_end.result import FOUR_STEPS, UNET, EndToEnd, Goal
-from ..kernels.result import OF_COPY, OVER_COMPILED, OVER_EAGER
+from ..kernels.result import OF_COPY, OVER_COMPILED, OVER_EAGER, KernelsResult
 from .gpu_tests import FAILED, run_tests
 from .parts import Findings, Part, Setting
 
@@ -73,10 +73,20 @@ def run_kernels(setting: Setting) -> Findings:
 
     seconds = setting.seconds - MARGIN
     result = measure_kernels(torch.device(setting.device), True, seconds=seconds, report=_say)
+    return Findings(_plain(asdict(result)), kernel_goals(result), markdown(result))
+
+
+def kernel_goals(result: KernelsResult) -> tuple[Goal, ...]:
+    """`KERNELS` with what was found."""
     # A kernel that failed has no number, and none of the others stands for it.
-    worst = {} if result.failed else {goal.bound: goal.worst for goal in result.goals()}
-    goals = tuple(Goal(goal.name, worst.get(goal.bound), goal.bound, at_most=False) for goal in KERNELS)
-    return Findings(_plain(asdict(result)), goals, markdown(result))
+    found = {} if result.failed else {goal.bound: goal for goal in result.goals()}
+    missing = {goal.bound: result.left_out for goal in KERNELS}
+    missing[OVER_COMPILED] += result.not_compiled
+    values: dict[float, float | None] = dict.fromkeys(missing)
+    for bound, goal in found.items():
+        # Of some cases alone it is known that the goal is missed, but not that it is met.
+        values[bound] = goal.worst if goal.met < goal.cases or not missing[bound] else None
+    return tuple(Goal(goal.name, values[goal.bound], goal.bound, at_most=False) for goal in KERNELS)
 
 
 def run_busy(setting: Setting) -> Findings:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from time import monotonic
 
 import torch
+from triton.errors import TritonError
 
 from ..end_to_end.bandwidth import copy_bandwidth
 from ..environment import describe_environment
@@ -28,7 +30,8 @@ def measure_kernels(
 
     quick: two sizes and two types in place of five and three, on the CPU one size in place of two.
     seconds: after which no further case is begun. compiles: whether torch.compile takes part, which takes seconds a
-    case to compile. sizes: rows and side of the images, `(3, side, side)`, in place of the usual ones.
+    case to compile, and therefore comes last, after all others at all cases. sizes: rows and side of the images,
+    `(3, side, side)`, in place of the usual ones.
     report: is told each case as it begins.
 
     Raises:
@@ -43,11 +46,19 @@ def measure_kernels(
         sizes = CPU_SIZES[-1:] if quick else CPU_SIZES
     cases = all_cases(quick=quick, sizes=sizes)
     times: list[KernelTime] = []
-    for case in cases:
-        if seconds is not None and monotonic() - began > seconds:
-            break
-        report(case.name)
-        times.append(_measure(case, device, compiles))
+    for compiled in (False, True) if compiles else (False,):
+        for index, case in enumerate(cases):
+            if seconds is not None and monotonic() - began > seconds:
+                break
+            if not compiled:
+                report(case.name)
+                times.append(_measure(case, device, {"ours": ours(case), "eager": eager(case)}))
+            elif index < len(times):
+                report(f"{case.name}: compiling")
+                # Anew for each case, at its own shapes; after eight for one function torch would go on uncompiled.
+                torch.compiler.reset()
+                found = _measure(case, device, {"compiled": torch.compile(eager(case), dynamic=False)}, copies=False)
+                times[index] = _both(times[index], found)
     return KernelsResult(
         environment=environment,
         device=torch.cuda.get_device_name(device) if fused else environment.cpu,
@@ -55,25 +66,25 @@ def measure_kernels(
         copy_bandwidth=bandwidth,
         times=tuple(times),
         left_out=len(cases) - len(times),
+        not_compiled=sum("compiled" not in time.seconds | time.errors for time in times) if compiles else 0,
     )
 
 
-def _measure(case: Case, device: torch.device, compiles: bool) -> KernelTime:
+def _measure(case: Case, device: torch.device, steps: dict[str, Step], *, copies: bool = True) -> KernelTime:
+    """copies: whether a plain copy takes part, on a GPU."""
     count = sets_of_inputs(device, case.bytes)
     sets = [operands(case, device, seed) for seed in range(count)]
-    # Compiled anew for each case, at its own shapes; after eight for one function torch would go on uncompiled.
-    torch.compiler.reset()
-    steps = {"ours": ours(case), "eager": eager(case)}
-    if compiles:
-        steps["compiled"] = torch.compile(eager(case), dynamic=False)
     calls = {name: [_call(step, each) for each in sets] for name, step in steps.items()}
-    if device.type == "cuda":
+    if copies and device.type == "cuda":
         calls["copy"] = [_copy(case.bytes // 2, device) for _ in range(count)]
     times, errors = {}, {}
     for name, in_turn in calls.items():
         try:
             times[name] = seconds_a_call(in_turn, device, case.bytes)
-        except RuntimeError as error:  # of torch and its compilers; the others are measured all the same
+        except (
+            RuntimeError,
+            TritonError,
+        ) as error:  # theirs, and their compilers'; the others are measured all the same
             errors[name] = f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]
     return KernelTime(
         kernel=case.kernel,
@@ -85,6 +96,11 @@ def _measure(case: Case, device: torch.device, compiles: bool) -> KernelTime:
         seconds=times,
         errors=errors,
     )
+
+
+def _both(time: KernelTime, other: KernelTime) -> KernelTime:
+    """Of one case."""
+    return replace(time, seconds=time.seconds | other.seconds, errors=time.errors | other.errors)
 
 
 def _call(step: Step, operands: dict[str, torch.Tensor]) -> Callable[[], object]:

@@ -20,6 +20,8 @@ def markdown(result: KernelsResult) -> str:
         lines += [NO_KERNEL]
     if result.left_out:
         lines += ["", f"{result.left_out} cases are left out, as no time was left for them."]
+    if result.not_compiled:
+        lines += ["", f"{result.not_compiled} of the others had no time left for torch.compile."]
     lines += ["", *_table(result)]
     failed = [(time, name, error) for time in result.times for name, error in time.errors.items()]
     if failed:

@@ -59,7 +59,7 @@ class KernelsResult:
     """device: its name. fused: whether ours are the kernels, and not their twins on the CPU.
 
     copy_bandwidth: bytes read and written a second by a large copy on the device; None on the CPU.
-    left_out: cases for which no time was left.
+    left_out: cases for which no time was left. not_compiled: those of the others that had none for torch.compile.
     """
 
     environment: Environment
@@ -68,6 +68,7 @@ class KernelsResult:
     copy_bandwidth: float | None
     times: tuple[KernelTime, ...]
     left_out: int
+    not_compiled: int
 
     @property
     def failed(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from ..conftest import ZOO
 pytestmark = pytest.mark.gpu
 
 MODEL = "digits-vdrme"
+ENGINES = ["onnxruntime", "tensorrt"]
 NETWORKS = ["generator", "energy-gradient"]
 BOUNDS = {"float32": 1e-4, "float16": 8 * 2.0**-11, "bfloat16": 8 * 2.0**-8}
 """`export.parity.HALF_BOUNDS`; float32 on two devices differs by the order of its sums."""
@@ -97,8 +99,22 @@ def test_torch(precision: str, network: str):
         assert_keeps_its_word(session, bundle, network, BOUNDS[precision])
 
 
+def lacks(engine: str) -> str | None:
+    """Why an engine of graphs cannot be tested here."""
+    if find_spec(engine) is None:
+        return f"{engine} is not installed"
+    if engine == "onnxruntime":
+        import onnxruntime
+
+        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+            return "this ONNX Runtime has no CUDA"
+    return None
+
+
 @pytest.fixture(scope="module", params=["float32", "float16", "bfloat16"])
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    if all(lacks(engine) for engine in ENGINES):  # the export takes up to a minute
+        pytest.skip("no engine of graphs is installed")
     pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
     from export.bundle_writer import export_checkpoint
@@ -108,15 +124,11 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("engine", ["onnxruntime", "tensorrt"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_engines_of_graphs(exported: Bundle, engine: str, network: str):
     """Where they are installed: ONNX Runtime's CUDA on torch's stream, and TensorRT."""
-    if engine == "tensorrt":
-        pytest.importorskip("tensorrt")
-    else:
-        onnxruntime = pytest.importorskip("onnxruntime")
-        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-            pytest.skip("this ONNX Runtime has no CUDA")
+    if (why := lacks(engine)) is not None:
+        pytest.skip(why)
     bound = BOUNDS[exported.manifest.graphs[network].precision]
     with torch.cuda.stream(stream()), torch.no_grad():
         session = open_device_runtime(engine, GPU, stream(), largest_batch=8).load(exported, network)

@@ -21,8 +21,9 @@ from models.checkpoint import load_modules
 from models.program import Program
 from models.run import networks_of, run
 from models.samplers import SampleOptions, compile_refine, compile_sample, compile_score
-from server.backend import AHEAD, TURN, DeviceBackend
+from server.backend import TURN, DeviceBackend
 from server.config import Limits
+from server.loop.device import AHEAD
 from server.loop.device.plan import known_plans
 from server.loop.device.stream import CudaStream
 from server.loop.engine import Engine

@@ -66,6 +66,10 @@ class DeviceRunner:
                 fixed = self._fixed_rows.get(plan.network)
                 for rows in sizes if fixed is None else (fixed,):
                     self._make(plan, rows).capture(self._captures)
+            # The host's memory for what it gets beside the results, of each size; see `StepFunction.capture`.
+            states = [self._stream.download(self._pools.state[SAMPLE][:rows], aside=True) for rows in sizes]
+            self._stream.mark(aside=True).wait()
+            del states
 
     def enqueue(self, batch: Batch) -> Turn:
         """Give the device the batch's steps, and what it is to give back. Returns before the device has run them.

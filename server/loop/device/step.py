@@ -17,6 +17,7 @@ from models.program import SAMPLE, EnsembleUpdate, LangevinUpdate, start_draw
 
 from ...errors import Internal
 from ..protocols import NetworkError
+from . import AHEAD
 from .control import Control, Updates
 from .plan import Plan, Target
 from .pools import Pools
@@ -120,8 +121,14 @@ class StepFunction:
                 what = f"network {self.plan.network} for {self.rows} rows"
                 raise EngineError(f"{what} cannot be captured in a graph: {error}") from error
         self.launch()
+        # As many of the host's buffers as there are batches at a time: to pin memory takes long, and may wait for the
+        # device. torch keeps what has been read.
+        held = [self.host_control() for _ in range(AHEAD)]
+        results = [self._stream.download(self.results.tensor) for _ in held]
         self._stream.mark().wait()
-        self.let_go(self.host_control())
+        del results
+        for each in held:
+            self.let_go(each)
 
     def launch(self) -> None:
         """Take the rows of `control` one line further; see `run`."""

@@ -13,10 +13,12 @@ from bench.end_to_end import measure
 from bench.end_to_end.bundles import checkpoint_of, untraced
 from bench.end_to_end.cases import WORKLOADS
 from bench.end_to_end.result import FOUR_STEPS, UNET
+from bench.environment import describe_environment
 from bench.gpu import registry
 from bench.gpu.busy import CALLERS, ROWS, Meter, covered, kernel_share, measure_busy
 from bench.gpu.gpu_tests import gpu_test_files, run_tests
 from bench.gpu.parts import Findings, Setting
+from bench.kernels.result import LARGE, KernelsResult, KernelTime
 from tests.bench.end_to_end.test_measure import small
 
 CPU = torch.device("cpu")
@@ -30,6 +32,15 @@ def test_marked(): pass
 def test_broken(): assert {holds}
 @pytest.mark.gpu
 def test_skipped(): pytest.skip("no such GPU")
+"""
+
+
+HANGS = """
+import pytest, time
+@pytest.mark.gpu
+def test_a(): pass
+@pytest.mark.gpu
+def test_b(): time.sleep(60)
 """
 
 
@@ -66,18 +77,22 @@ def test_no_gpu_test_is_no_success(tmp_path: Path):
 
 
 def test_gpu_tests_end_in_time(tmp_path: Path):
-    """A test that hangs does not keep the others' time."""
+    """A test that hangs does not keep the others' time, and what was found before it is told: no more than that."""
     path = tmp_path / "test_hangs.py"
-    path.write_text("import pytest, time\n@pytest.mark.gpu\ndef test_a(): time.sleep(60)\n")
+    path.write_text(HANGS)
+    kept: list[Findings] = []
     with pytest.raises(subprocess.TimeoutExpired):
-        run_tests(Setting("cuda:0", 3.0, tmp_path), [path])
+        run_tests(Setting("cuda:0", 12.0, tmp_path, kept.append), [path])
+    assert kept[0].numbers == {"passed": 1, "skipped": 0, "failures": ()}
+    assert kept[0].goals[0].met is None
+    assert "The others were not run" in kept[0].markdown
 
 
 def test_the_files_with_gpu_tests_are_found():
     """The kernels' and the device's, and not those that know nothing of a GPU."""
     names = {f"{path.parent.name}/{path.name}" for path in gpu_test_files()}
     assert {"kernels/test_ensemble.py", "kernels/test_langevin.py", "server/test_device.py"} <= names
-    assert "server/test_batcher.py" not in names
+    assert not {"server/test_batcher.py", "server/test_overload.py"} & names, "they know of simulated devices alone"
 
 
 def test_the_union_of_intervals():
@@ -143,6 +158,25 @@ def test_an_end_to_end_part_that_measured_nothing_fails(monkeypatch: pytest.Monk
     monkeypatch.setattr(measure, "measure_end_to_end", lambda *_, report, keep: real("cpu", 10.0, options))
     with pytest.raises(RuntimeError, match="no-such-engine"):
         registry.run_end_to_end(Setting("cuda:0", 100.0, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("left_out", "not_compiled", "values"),
+    [
+        (0, 0, [0.95, 2.5, 1.3]),
+        (0, 5, [0.95, 2.5, None]),
+        (5, 0, [None, 2.5, None]),
+    ],
+)
+def test_some_of_the_cases_do_not_meet_a_goal_for_all(left_out: int, not_compiled: int, values: list[float | None]):
+    """But one of them that misses it does."""
+    bytes_ = 2 * LARGE
+    seconds = {"ours": bytes_ / 0.95e12, "eager": 2.5 * bytes_ / 0.95e12, "compiled": 1.3 * bytes_ / 0.95e12}
+    time = KernelTime("ensemble", "plain", 64, (3, 256, 256), "float32", bytes_, seconds, {})
+    result = KernelsResult(describe_environment(), "a GPU", True, 1e12, (time,), left_out, not_compiled)
+    assert [goal.value for goal in registry.kernel_goals(result)] == [
+        None if value is None else pytest.approx(value) for value in values
+    ]
 
 
 def test_the_kernels_part_gives_its_goals(tmp_path: Path):
