@@ -15,7 +15,8 @@ from export.runtime.device import DeviceSession, open_device_runtime
 from export.runtime.onnxruntime import OnnxRuntime
 from models.bundle import Bundle
 from models.program import Program
-from server.backend import AHEAD, TURN, Backend, DeviceBackend, HostBackend
+from server.backend import TURN, Backend, DeviceBackend, HostBackend
+from server.loop.device import AHEAD
 from server.loop.device.stream import CudaStream, HostStream, Stream
 
 from .cases import Case
