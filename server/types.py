@@ -92,6 +92,7 @@ class Job:
     on_preview, where given, is called with row 0 and the line (from 0) after each of its steps; `preview` is None where
     a step left the sample alone.
     trace: where the engine writes the steps of a call that is traced.
+    row_seconds: of the device that a row of it is predicted to take while the model's slots are taken by rows like it.
     device, work: which of several devices it runs on, and the seconds that it is predicted to take there. Where its
     rows are shared out, each device has a job with its part of them instead (`server.loop.split`).
     """
@@ -114,6 +115,7 @@ class Job:
     ended: bool = False
     order: int = 0
     row_bytes: int = 0
+    row_seconds: float = 0.0
     entry: tuple[float, int, Job] | None = None
     trace: list[StepRecord] | None = None
     device: int = 0

@@ -11,7 +11,7 @@ MAX_RETRY_SECONDS = 60.0
 
 
 class DrainRate:
-    """Rows that end per second, as an exponential average over busy time."""
+    """Rows that end per second, as an exponential average over busy time, whatever they were."""
 
     def __init__(self, half_life: float = 5.0) -> None:
         self._half_life = half_life
@@ -47,11 +47,6 @@ class Admission:
     def waiting_of(self, model: ModelKey) -> int:
         """Rows of one model that wait."""
         return self._waiting_of.get(model, 0)
-
-    def wait_seconds(self, job: Job, ahead: float, free: int) -> float:
-        """Predicted seconds until a job has slots for all its rows; ahead: part of its model's queue before it."""
-        missing = ahead * self.waiting_of(job.model) + len(job.rows) - free
-        return self.drain.seconds(missing) if missing > 0 else 0.0
 
     def check(self, job: Job, now: float, predicted_seconds: float) -> None:
         """Refuse a job that cannot be taken.

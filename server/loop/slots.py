@@ -27,6 +27,8 @@ class Slots:
         self._free_kept = list(range(capacity - 1, -1, -1))
         self._waiting: SortedList[Entry] = SortedList()
         self._waiting_to_keep: SortedList[Entry] = SortedList()
+        self._waiting_rows = 0
+        self._seconds = 0.0  # of the device, that the rows take that are in flight or wait, for all their steps
 
     @property
     def in_flight(self) -> int:
@@ -62,13 +64,29 @@ class Slots:
 
     def add(self, entry: Entry) -> None:
         """Have a job's rows wait."""
-        self._queue_of(entry[2]).add(entry)
+        job = entry[2]
+        self._queue_of(job).add(entry)
+        self._waiting_rows += len(job.rows)
+        self._seconds += len(job.rows) * job.row_seconds
 
     def discard(self, entry: Entry) -> None:
         """No row of the job waits any more, of those that it still has."""
-        self._queue_of(entry[2]).discard(entry)
+        job = entry[2]
+        self._queue_of(job).discard(entry)
+        self._waiting_rows -= job.waiting
+        self._seconds -= job.waiting * job.row_seconds
 
-    def ahead(self, entry: Entry) -> float:
+    def rows_until(self, entry: Entry) -> float:
+        """How many rows have to end until a job has slots for all of its own, by the share of jobs before it."""
+        job = entry[2]
+        return max(0.0, self._ahead(entry) * self._waiting_rows + len(job.rows) - self.free_for(job.rows[0]))
+
+    def row_seconds(self, job: Job) -> float:
+        """`server.types.Job.row_seconds`, of all rows that are here and the job's own on average."""
+        rows = len(job.rows)
+        return (self._seconds + rows * job.row_seconds) / (self.in_flight + self._waiting_rows + rows)
+
+    def _ahead(self, entry: Entry) -> float:
         """Which share of the jobs that wait comes before an entry."""
         queues = self._waiting, self._waiting_to_keep
         before: int = sum(queue.bisect_left(entry) for queue in queues)
@@ -85,6 +103,7 @@ class Slots:
         if row.program.kept_predictions:
             row.kept = [self._free_kept.pop() for _ in range(row.program.kept_predictions)]
         job.admitted += 1
+        self._waiting_rows -= 1
         if not job.waiting:
             queue.pop(0)
         return row
@@ -97,6 +116,9 @@ class Slots:
             self._free_kept += row.kept
             row.kept = []
         self.crowd.leave(row.job, 1)
+        self._seconds -= row.job.row_seconds
+        if not (self.in_flight or self._waiting_rows):
+            self._seconds = 0.0  # rounding errors do not pile up
 
     def _queue_of(self, job: Job) -> SortedList[Entry]:
         """All rows of a job have the same program, or are scores, which keep nothing."""

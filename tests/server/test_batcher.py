@@ -276,6 +276,34 @@ def test_kinds_share_the_device_by_time():
         assert abs(used["ensemble"] - used["langevin"]) <= 3.0
 
 
+@pytest.mark.parametrize("other", [False, True])
+def test_long_chains_of_before_do_not_keep_out_what_is_short(other: bool):
+    """Rows that ended lately took a hundred steps each, alone in their batches; a request of more one-step rows than
+    there are slots is judged by its own step, on an idle server as beside one more such chain."""
+    world = World(capacity=4, max_batch_rows=4)
+    for _ in range(3):
+        world.submit(100)
+        world.run()
+    if other:
+        world.submit(100)
+    job = world.submit(1, rows=40, deadline=world.now + 200)
+    world.run()
+    assert world.ended[job] is None
+
+
+def test_a_request_behind_full_slots_is_refused_where_its_wait_is_too_long():
+    """Not only its own steps count: those of the rows that have the slots do, as fast as rows have ended lately."""
+    world = World(capacity=4, max_batch_rows=4)
+    world.submit(2)  # what a step costs
+    world.run()
+    for _ in range(4):
+        world.submit(100, rows=4)
+    for _ in range(150):
+        world.step()
+    with pytest.raises(DeadlineExceeded, match="predicted"):
+        world.submit(1, rows=4, deadline=world.now + 20)
+
+
 def test_idle_time_gives_no_credit():
     """A kind that had no work for long does not get the device to itself when it comes back."""
     world = World(max_batch_rows=1)
