@@ -20,6 +20,9 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 
+MOST_ENERGIES = 1e9
+"""Calibration energies beyond which their number is not worth telling."""
+
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
@@ -79,10 +82,10 @@ class Calibration:
         while accepted / ranks > false_alarm_rate:
             accepted -= 1
         if accepted < 1:
-            needed = math.ceil(1.0 / false_alarm_rate) - 1
-            raise ValueError(
-                f"false_alarm_rate {false_alarm_rate} needs at least {needed} calibration energies, got {len(self)}"
-            )
+            # Written out only where somebody might have as many: a rate of 1e-300 would take 300 digits.
+            possible = false_alarm_rate >= 1.0 / MOST_ENERGIES
+            needed = f"at least {math.ceil(1.0 / false_alarm_rate) - 1}" if possible else f"over {MOST_ENERGIES:.0e}"
+            raise ValueError(f"a rate of {false_alarm_rate} needs {needed} calibration energies, got {len(self)}")
         return float(self.energies[len(self) - accepted])
 
     def decision(self, energy: npt.ArrayLike, false_alarm_rate: float) -> npt.NDArray[np.bool_]:

@@ -80,8 +80,9 @@ def load_modules(directory: Path, specs: Mapping[str, ModuleSpec]) -> dict[str, 
     """Build the torch modules of a card and fill in their weights; eval mode, gradients off.
 
     Raises:
-        BundleError: unknown architecture, or weights that do not fit it.
+        BundleError: unknown architecture, or weights that cannot be read or do not fit it; one line.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     from .networks import build
@@ -90,9 +91,13 @@ def load_modules(directory: Path, specs: Mapping[str, ModuleSpec]) -> dict[str, 
     for name, spec in sorted(specs.items(), key=lambda item: bool(item[1].parts)):  # what others are made of first
         module = build(spec.architecture, spec.config, {keyword: modules[part] for keyword, part in spec.parts.items()})
         if spec.weights is not None:
+            path = directory / spec.weights
             try:
-                module.load_state_dict(load_file(directory / spec.weights))
-            except RuntimeError as error:
-                raise BundleError(f"{directory / spec.weights}: does not fit {spec.architecture}: {error}") from error
+                module.load_state_dict(load_file(path))
+            except SafetensorError as error:  # a hash says that a file is the one described, not that it is whole
+                raise BundleError(f"{path}: is no safetensors file that can be read: {error}") from error
+            except RuntimeError as error:  # torch lists what is wrong, an entry a line
+                reason = " ".join(str(error).split())
+                raise BundleError(f"{path}: does not fit {spec.architecture}: {reason}") from error
         modules[name] = module.eval().requires_grad_(False)
     return modules

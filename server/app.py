@@ -67,6 +67,8 @@ class App:
         self.died: asyncio.Future[BaseException] = self._loop.create_future()
         try:
             backends = open_backends(config)
+        except ConfigError:  # names its option itself
+            raise
         except (ValueError, ImportError) as error:
             raise ConfigError(f"engine: {error}") from error
         self._tracing = _open_tracing(config)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from export.runtime import DEFAULT_ENGINE, DEVICE_ENGINES, EngineError, Runtime
 from models.bundle import Bundle
 
-from .config import Config, Limits
+from .config import Config, ConfigError, Limits
 from .loop.device import AHEAD
 from .loop.protocols import Runner
 from .loop.runner import ModelRunner
@@ -98,15 +98,15 @@ def open_backends(config: Config) -> list[Backend]:
     Of the devices `auto` is the first GPU where the engine can use one, and else the CPU; `cuda` is all GPUs.
 
     Raises:
-        EngineError: unknown engine, one that cannot run on that device, a device that is not there, or a package is
-            missing.
+        ConfigError: a device that is not there; names the option, `device`.
+        EngineError: unknown engine, one that cannot run on that device, or a package is missing.
     """
     if config.device == "auto":
         return [_open(config, _automatic(config.engine))]
     if config.device == "cuda":
         count = _gpus()
         if not count:
-            raise EngineError("device cuda: NVIDIA's driver shows no GPU here")
+            raise ConfigError("device cuda: NVIDIA's driver shows no GPU here")
         return [_open(config, f"cuda:{number}") for number in range(count)]
     return [_open(config, device) for device in config.device.split(",")]
 
@@ -129,7 +129,10 @@ def _open(config: Config, device: str) -> Backend:
         torch.set_num_threads(config.threads)
         return DeviceBackend(open_device_runtime(engine, torch.device(device)), HostStream(), depth=1, turn=1)
     place = torch.device(device)
-    open_device_runtime("torch", place)  # says what is wrong with the device before a stream is made there
+    try:
+        open_device_runtime("torch", place)  # says what is wrong with the device before a stream is made there
+    except EngineError as error:
+        raise ConfigError(str(error)) from error
     stream = CudaStream(place)
     rows = config.limits.max_batch_rows
     runtime = open_device_runtime(engine, place, stream.steps, rows, deterministic=config.deterministic)

@@ -52,7 +52,8 @@ class Limits:
 class ClientLimits:
     """What one client may ask for; `inf` sets no bound of its own, and those of `Limits` hold.
 
-    requests_per_second: in the long run. burst: requests at once, by default those of one second.
+    requests_per_second: in the long run. burst: requests at once, by default those of one second; it bounds nothing
+    where the rate is `inf`.
     rows: rows of its requests that have not ended, waiting ones included.
     """
 
@@ -92,6 +93,9 @@ class Security:
             raise ConfigError(f"tls_{given} needs tls_{missing} beside it")
         if self.tls_client_ca is not None and not self.tls:
             raise ConfigError("tls_client_ca needs tls_certificate and tls_key beside it")
+        if self.client.burst is not None and self.client.requests_per_second == math.inf:
+            # What is gone of a burst comes back at this rate: at once.
+            raise ConfigError("client_burst bounds nothing without client_requests_per_second beside it")
 
     @property
     def tls(self) -> bool:

@@ -6,7 +6,7 @@ import ctypes
 import logging
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -205,7 +205,7 @@ class Repository:
         versions = [number for other, number in found if other == name]
         directory = found.get((name, version or max(versions, default=0)))
         if directory is None:
-            raise NotFound(f"model: no bundle {name} version {version or 'any'} on disk")
+            raise NotFound(_no_bundle(name, version, found))
         return directory
 
     def _try_install(self, directory: Path) -> Model:
@@ -271,6 +271,16 @@ class Repository:
         self._engines.remove_model(model.key)
         _give_memory_back()
         log.info("unloaded %s version %d", *place)
+
+
+def _no_bundle(name: str, version: int, found: Collection[tuple[str, int]]) -> str:
+    """What a caller is told of a bundle that is not on disk, where those in `found` are."""
+    versions = sorted(number for other, number in found if other == name)
+    if versions:
+        return f"version: no bundle of {name} version {version} on disk; there are: {', '.join(map(str, versions))}"
+    names = ", ".join(sorted({other for other, _ in found})) or "none"
+    asked = f"no bundle of {name!r} on disk" if name else "must name a bundle on disk, got an empty name"
+    return f"model: {asked}; there are: {names}"
 
 
 def _give_memory_back() -> None:

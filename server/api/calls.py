@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -25,6 +24,7 @@ from ..observability.metrics import Metrics
 from ..types import Job, Row
 from .mailbox import Mailbox
 from .observed import Observed
+from .streams import STREAM
 
 if TYPE_CHECKING:
     from ..observability.tracing import Tracing
@@ -34,7 +34,6 @@ log = logging.getLogger(__name__)
 Context = Any  # grpc.aio.ServicerContext is generic in the stubs and adds nothing here
 
 MAX_PENDING_PREVIEWS = 64
-MAX_STREAM_REQUESTS = 32  # of one stream of requests at a time
 # Clients take 8 KiB of trailers by default. The text travels percent-encoded (up to 3 bytes a byte) and in the details.
 MAX_MESSAGE_BYTES = 1000
 
@@ -70,15 +69,22 @@ class PendingJob:
             self._ended.set_result(error)
 
     async def done(self, job: Job) -> None:
-        """Submit the job and wait for its end.
+        """Submit the job, of a stream once there is room for it, and wait for its end.
 
         Where the caller leaves early, e.g. because it is gone, the job is cancelled.
 
         Raises:
             ServerError: the job was refused, or failed.
         """
-        with _Submitted(self._engines, job):
-            error = await self._ended
+        room = STREAM.get()
+        if room is not None:
+            rows, size = await room.enter(job)
+        try:
+            with _Submitted(self._engines, job):
+                error = await self._ended
+        finally:
+            if room is not None:
+                room.leave(rows, size)
         if error is not None:
             raise error
 
@@ -205,36 +211,6 @@ async def _events_of_current_model(
             return
         except ModelGone as error:
             log.debug("%s; looking it up again", error)
-
-
-async def in_order(
-    requests: AsyncIterator[Any], handler: Callable[[Any], Coroutine[Any, Any, Any]], limit: int
-) -> AsyncGenerator[Any, None]:
-    """Handle the requests of a stream, at most `limit` at a time; yields the results in the order of the requests.
-
-    Leaving early cancels what runs.
-    """
-    incoming = aiter(requests)
-    reading: asyncio.Future[Any] | None = asyncio.ensure_future(anext(incoming, None))
-    running: deque[asyncio.Task[Any]] = deque()
-    try:
-        while reading is not None or running:
-            # A full stream is not read from: HTTP/2 flow control then holds its sender back.
-            awaited = [reading] if reading is not None and len(running) < limit else []
-            await asyncio.wait([*awaited, *list(running)[:1]], return_when=asyncio.FIRST_COMPLETED)
-            if awaited and awaited[0].done():
-                request = awaited[0].result()
-                reading = None
-                if request is not None:
-                    running.append(asyncio.create_task(handler(request)))
-                    reading = asyncio.ensure_future(anext(incoming, None))
-            while running and running[0].done():
-                yield running.popleft().result()
-    finally:
-        left = [*running, *([reading] if reading is not None else [])]
-        for task in left:
-            task.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
 
 
 def _deserializer(method: MethodDescriptor) -> Callable[[bytes], message.Message | Malformed]:

@@ -20,8 +20,9 @@ from ..loop.engines import Engines
 from ..observability.metrics import Metrics
 from ..repository import Model, Repository
 from ..types import Job, Row
-from .calls import MAX_STREAM_REQUESTS, Context, PendingJob, PreviewedJob, answer, in_order, message_of
+from .calls import Context, PendingJob, PreviewedJob, answer, message_of
 from .mailbox import Mailbox
+from .streams import in_order
 from .validate import (
     check_false_alarm_rate,
     check_labels,
@@ -212,7 +213,7 @@ class Scorer(Service):
         self, requests: AsyncIterator[pb.ScoreRequest], context: Context
     ) -> AsyncGenerator[pb.ScoreEvent, None]:
         handler = partial(self._stream_answer, context=context)
-        async with aclosing(in_order(requests, handler, MAX_STREAM_REQUESTS)) as events:
+        async with aclosing(in_order(requests, handler, self.config.limits)) as events:
             async for event in events:
                 yield event
 

@@ -44,7 +44,7 @@ from ..loop.engines import Engines
 from ..observability.metrics import Metrics
 from ..repository import Repository
 from ..types import Row
-from .calls import MAX_STREAM_REQUESTS, Context, PendingJob, answer, in_order, message_of
+from .calls import Context, PendingJob, answer, message_of
 from .native import Scorer, Service, deadline_of
 from .oip_models import Face, Faces
 from .oip_wire import (
@@ -64,6 +64,7 @@ from .oip_wire import (
     write_outputs,
     write_parameters,
 )
+from .streams import in_order
 from .validate import MAX_PRIORITY, sample_plan, score_plan
 from .wire import check_values
 
@@ -218,7 +219,7 @@ class GRPCInferenceService(Service):
     ) -> AsyncGenerator[oip.ModelStreamInferResponse, None]:
         """A request that fails is answered with its error, and the stream goes on."""
         handler = partial(self._stream_answer, deadline=deadline_of(context))
-        async with aclosing(in_order(requests, handler, MAX_STREAM_REQUESTS)) as responses:
+        async with aclosing(in_order(requests, handler, self.config.limits)) as responses:
             async for response in responses:
                 yield response
 

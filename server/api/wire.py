@@ -66,7 +66,9 @@ def check_values(images: Floats, spec: ImageSpec, field: str) -> None:
         raise InvalidArgument(field, f"image {bad} holds a value that is not finite")
     low, high = float(images.min()), float(images.max())
     if low < spec.low or high > spec.high:
-        raise InvalidArgument(field, f"values must be within [{spec.low:g}, {spec.high:g}], got [{low:g}, {high:g}]")
+        # Nine digits tell every float32 from its neighbours, and so a value just outside from the bound.
+        bounds, got = f"[{spec.low:.9g}, {spec.high:.9g}]", f"[{low:.9g}, {high:.9g}]"
+        raise InvalidArgument(field, f"values must be within {bounds}, got {got}")
 
 
 def _decode_png(message: pb.Images, spec: ImageSpec, limit: int) -> Floats:
@@ -87,8 +89,10 @@ def _decode_png(message: pb.Images, spec: ImageSpec, limit: int) -> Floats:
             _check_mode(picture, field)
             pixels = np.asarray(picture.convert(mode), dtype=np.float32)
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            # Pillow's own words for what it does not recognise name the object that it read from, and no reason.
+            reason = "its header cannot be read" if isinstance(error, UnidentifiedImageError) else error
             size = f"{spec.width}x{spec.height}"
-            raise InvalidArgument(field, f"is not a readable PNG of {size} pixels: {error}") from None
+            raise InvalidArgument(field, f"is not a readable PNG of {size} pixels: {reason}") from None
         values = pixels * ((spec.high - spec.low) / 255.0) + spec.low
         images[index] = values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
     return images

@@ -26,6 +26,7 @@ from protos import fewstep_pb2 as pb
 from protos import fewstep_pb2_grpc as rpc
 
 from .channel import Credentials, open_channel
+from .deadline import seconds_of
 from .messages import (
     FewstepError,
     RefineOptions,
@@ -78,14 +79,18 @@ class FewstepClient:
     """A connection to one server; a context manager, safe to share between threads.
 
     address: HOST:PORT. timeout: seconds that a call may take unless it says otherwise; it travels with
-    the request as its deadline, so the server too stops working on it. None waits for ever.
+    the request as its deadline, so the server too stops working on it. None and `math.inf` wait for ever, as does
+    whatever is longer than three years.
+    In every call a timeout of None, or none, is the client's own; `math.inf` waits for ever there too.
     tls_ca: PEM file of the CAs that may have signed the server's certificate; tls: trust those that gRPC ships.
     certificate, key: PEM files, for a server that asks for the client's certificate. token: the bearer token.
     insecure: allow the token to travel in the clear to another machine.
-    Every call raises FewstepError where the server answers with a status other than OK.
+    Every call raises FewstepError where the server answers with a status other than OK, and ValueError for a timeout
+    that is negative or no number.
 
     Raises:
-        ValueError: credentials that do not go together (see `open_channel`). OSError: a file cannot be read.
+        ValueError: credentials that do not go together (see `open_channel`), or the timeout is negative or no number.
+        OSError: a file cannot be read.
     """
 
     def __init__(
@@ -100,6 +105,7 @@ class FewstepClient:
         token: str | None = None,
         insecure: bool = False,
     ) -> None:
+        seconds_of(timeout)  # refused here already, and not by the first call
         credentials = Credentials(tls, tls_ca, certificate, key, token, insecure)
         self.address = address
         self.timeout = timeout
@@ -122,16 +128,17 @@ class FewstepClient:
         """Close the connection; calls still running are cancelled."""
         self._channel.close()
 
-    def wait_until_connected(self, timeout: float) -> None:
+    def wait_until_connected(self, timeout: float | None) -> None:
         """Wait until the server accepts connections.
 
         Raises:
             FewstepError: with UNAVAILABLE, after `timeout` seconds without a connection.
         """
+        seconds = self._seconds(timeout)
         try:
-            grpc.channel_ready_future(self._channel).result(timeout=timeout)
+            grpc.channel_ready_future(self._channel).result(timeout=seconds)
         except grpc.FutureTimeoutError:
-            message = f"no server answered at {self.address} within {timeout:g} s"
+            message = f"no server answered at {self.address} within {seconds:g} s"
             raise FewstepError(grpc.StatusCode.UNAVAILABLE, message) from None
 
     def sample(self, model: str, **options: Unpack[SampleOptions]) -> Samples:
@@ -219,8 +226,7 @@ class FewstepClient:
                 wrong.append(error)
                 raise
 
-        given = self.timeout if timeout is None else timeout
-        call = self._scorer.ScoreStream(requests(), timeout=given, metadata=self._metadata)
+        call = self._scorer.ScoreStream(requests(), timeout=self._seconds(timeout), metadata=self._metadata)
         try:
             for event in call:
                 if event.WhichOneof("event") == "error":
@@ -264,16 +270,20 @@ class FewstepClient:
         return ServerStatus(**{name: getattr(response, name) for name in ServerStatus.__dataclass_fields__})
 
     def _call(self, method: Any, request: Any, timeout: float | None) -> Any:
+        seconds = self._seconds(timeout)
         try:
-            timeout = self.timeout if timeout is None else timeout
-            return method(request, timeout=timeout, metadata=self._metadata)
+            return method(request, timeout=seconds, metadata=self._metadata)
         except grpc.RpcError as error:
             raise failure(error) from error
+
+    def _seconds(self, timeout: float | None) -> float | None:
+        """What gRPC is to be told of a call's timeout."""
+        return seconds_of(self.timeout if timeout is None else timeout)
 
     def _stream(
         self, method: Any, request: Any, options: SampleOptions | RefineOptions, result: Callable[[Any], T]
     ) -> Iterator[Preview | T]:
-        call = method(request, timeout=options.get("timeout", self.timeout), metadata=self._metadata)
+        call = method(request, timeout=self._seconds(options.get("timeout")), metadata=self._metadata)
         try:
             for event in call:
                 if event.WhichOneof("event") == "result":

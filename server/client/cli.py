@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -19,13 +18,12 @@ from typing import Any, cast
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from . import DEFAULT_ADDRESS, FewstepClient, FewstepError, Preview, Refined, RefineOptions, SampleOptions, Samples
 from .channel import read_token
+from .output import Output
+from .types import ModelDescription
 
 OK, FAILED, USAGE = 0, 1, 2
 PASSED_ON = (
@@ -47,53 +45,19 @@ class UsageError(ValueError):
     """Arguments or input files that cannot be used."""
 
 
-class Output:
-    """Where results go: tables for people, or one JSON document."""
-
-    def __init__(self, as_json: bool) -> None:
-        self.as_json = as_json
-        self.people = Console(stderr=True, quiet=as_json, markup=False, highlight=False)
-        self.tables = Console(quiet=as_json, markup=False, highlight=False)
-
-    def document(self, value: Any) -> None:
-        """Print the JSON document, where JSON was asked for."""
-        if self.as_json:
-            encoded = msgspec.json.encode(value, enc_hook=_plain)
-            print(msgspec.json.format(encoded, indent=2).decode())
-
-    def table(self, title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
-        """Print a title and a table below it; numbers are set to the right."""
-        table = Table(box=SIMPLE_HEAD, pad_edge=False)
-        lines = [list(row) for row in rows]
-        for index, column in enumerate(columns):
-            numeric = all(isinstance(line[index], (int, float)) for line in lines)
-            table.add_column(column, justify="right" if numeric else "left", overflow="fold")
-        for line in lines:
-            table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in line))
-        self.tables.print(title, soft_wrap=True)  # not the table's own title, which is cut to the table's width
-        self.tables.print(table)
-
-    def error(self, code: str, message: str, request_id: str = "") -> None:
-        """Say on standard error what went wrong, and in the JSON document where one was asked for."""
-        print(f"{code}: {message}" + (f" (request {request_id})" if request_id else ""), file=sys.stderr)
-        self.document({"error": {"code": code, "message": message, "request_id": request_id}})
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    raise TypeError(f"no JSON form for {type(value).__name__}")
-
-
 def sample(client: FewstepClient, arguments: argparse.Namespace, output: Output) -> None:
     """Draw samples and write them as a PNG grid or as an array."""
     path: Path = arguments.output
     _check_output(path)
+    described = None
+    if _is_picture(path):
+        described = client.describe(arguments.model, version=arguments.version or 0)
+        _check_grid(arguments, arguments.count, described.image_shape)
     given = {name: getattr(arguments, name) for name in PASSED_ON}
     options: SampleOptions = {**given, "parameters": dict(arguments.parameter)}  # type: ignore[typeddict-item]
     draw = _streamed if arguments.stream else _drawn
     samples = draw(client, arguments.model, options, output)
-    _write(client, samples, arguments)
+    _write(client, samples, arguments, described)
     left_out = ("images", "png")
     facts = {name: getattr(samples, name) for name in Samples.__dataclass_fields__ if name not in left_out}
     output.document({"count": len(samples.images), "shape": samples.images.shape, **facts, "output": str(path)})
@@ -106,19 +70,24 @@ def sample(client: FewstepClient, arguments: argparse.Namespace, output: Output)
     output.people.print(f"wrote {path}", soft_wrap=True)
 
 
-def _write(client: FewstepClient, result: Samples | Refined, arguments: argparse.Namespace) -> None:
-    """Write images as a grid or as an array, as the file's name says."""
+def _write(
+    client: FewstepClient,
+    result: Samples | Refined,
+    arguments: argparse.Namespace,
+    described: ModelDescription | None,
+) -> None:
+    """Write images as a grid or as an array, as the file's name says. described: the model before the request."""
     path: Path = arguments.output
-    if path.suffix.lower() == ".npy":
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path, result.images)
-    else:
+    if _is_picture(path):
         from .images import grid, to_pixels, write_png
 
-        described = client.describe(result.model, version=result.version)
-        write_png(
-            path, grid(to_pixels(result.images, described.low, described.high), arguments.columns, arguments.scale)
-        )
+        if described is None or described.summary.version != result.version:  # another has taken its place since
+            described = client.describe(result.model, version=result.version)
+        pixels = to_pixels(result.images, described.low, described.high)
+        write_png(path, grid(pixels, arguments.columns, arguments.scale))
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, result.images)
 
 
 def _check_output(path: Path) -> None:
@@ -126,14 +95,32 @@ def _check_output(path: Path) -> None:
         raise UsageError(f"--output: must end in .png or .npy, got {path}")
 
 
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() == ".png"
+
+
+def _check_grid(arguments: argparse.Namespace, count: int, shape: tuple[int, int, int]) -> None:
+    """Find out that a grid cannot be made before there are images that would be lost with it.
+
+    Raises:
+        ValueError: as `server.client.images.layout`.
+    """
+    from .images import layout
+
+    if count >= 1:  # less is for the server to refuse, which knows the bounds of a count
+        layout(count, shape, arguments.columns, arguments.scale)
+
+
 def refine(client: FewstepClient, arguments: argparse.Namespace, output: Output) -> None:
     """Take image files some steps towards a model's data; prints their energies before and after."""
     _check_output(arguments.output)
-    names, images = _read(client, arguments)
+    names, images, described = _read(client, arguments)
+    if _is_picture(arguments.output):
+        _check_grid(arguments, len(images), described.image_shape)
     given = {name: getattr(arguments, name) for name in REFINE_PASSED_ON}
     options: RefineOptions = {**given, "parameters": dict(arguments.parameter)}  # type: ignore[typeddict-item]
     refined = client.refine(arguments.model, images, **options)
-    _write(client, refined, arguments)
+    _write(client, refined, arguments, described)
     facts = {name: getattr(refined, name) for name in Refined.__dataclass_fields__ if name not in ("images", "png")}
     output.document({"images": names, "shape": refined.images.shape, **facts, "output": str(arguments.output)})
     title = f"{refined.model} version {refined.version}, {refined.steps} steps of {refined.method}, seed {refined.seed}"
@@ -145,8 +132,10 @@ def refine(client: FewstepClient, arguments: argparse.Namespace, output: Output)
     output.people.print(f"wrote {arguments.output}", soft_wrap=True)
 
 
-def _read(client: FewstepClient, arguments: argparse.Namespace) -> tuple[list[str], NDArray[np.float32]]:
-    """The images of the files that the command names, each with a name of its own."""
+def _read(
+    client: FewstepClient, arguments: argparse.Namespace
+) -> tuple[list[str], NDArray[np.float32], ModelDescription]:
+    """The images of the files that the command names, each with a name of its own, and the model they are for."""
     from .images import read_images
 
     described = client.describe(arguments.model, version=arguments.version)
@@ -156,7 +145,7 @@ def _read(client: FewstepClient, arguments: argparse.Namespace) -> tuple[list[st
         images = read_images(path, described.image_shape, described.low, described.high)
         arrays.append(images)
         names += [f"{path}[{index}]" for index in range(len(images))] if len(images) > 1 else [str(path)]
-    return names, np.concatenate(arrays)
+    return names, np.concatenate(arrays), described
 
 
 def _drawn(client: FewstepClient, model: str, options: SampleOptions, output: Output) -> Samples:
@@ -181,7 +170,7 @@ def _streamed(client: FewstepClient, model: str, options: SampleOptions, output:
 
 def score(client: FewstepClient, arguments: argparse.Namespace, output: Output) -> None:
     """Score image files and print energy, percentile, p-value and decision of each."""
-    names, images = _read(client, arguments)
+    names, images, _ = _read(client, arguments)
     scores = client.score(
         arguments.model,
         images,
@@ -269,7 +258,7 @@ def _parameter(text: str) -> tuple[str, list[float]]:
 def _add_image_options(command: argparse.ArgumentParser, default: Path) -> None:
     command.add_argument("--output", type=Path, default=default, help=".png for a grid, .npy for the array")
     command.add_argument("--columns", type=int, help="of the grid")
-    command.add_argument("--scale", type=int, help="of the grid: pixels a pixel")
+    command.add_argument("--scale", type=int, help="of the grid: pixels a pixel; 89 million pixels in all at most")
     command.add_argument(
         *("--parameter", "-p"), type=_parameter, action="append", default=[], metavar="NAME=NUMBER[,NUMBER...]",
         help="an option that one method alone knows; may be given several times",
@@ -280,7 +269,11 @@ def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)  # accepted before and after the command
     common.add_argument("--address", metavar="HOST:PORT", default=argparse.SUPPRESS, help=f"default {DEFAULT_ADDRESS}")
     common.add_argument(
-        "--timeout", metavar="SECONDS", type=float, default=argparse.SUPPRESS, help="for each call, default 60"
+        "--timeout",
+        metavar="SECONDS",
+        type=float,
+        default=argparse.SUPPRESS,
+        help="for each call, default 60; inf waits for ever",
     )
     common.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON on standard output")
     for name, text in CREDENTIAL_FILES.items():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,8 @@ VISIBLE = 64
 """Pixels: an image smaller than this is enlarged by a whole factor until it is at least as large."""
 GAP = 4
 GAP_COLOUR = 128
+LARGEST = 2**28 // 3
+"""Pixels of a grid: what Pillow opens without a warning, 256 MiB in colour."""
 
 
 class ImageFileError(ValueError):
@@ -35,10 +38,52 @@ def from_pixels(pixels: NDArray[np.uint8], low: float, high: float) -> NDArray[n
 
 
 def decode_png(file: bytes) -> NDArray[np.uint8]:
-    """The pixels of a PNG file, `(channels, height, width)`; one channel for grey, three for colour."""
-    with Image.open(io.BytesIO(file), formats=["PNG"]) as image:
+    """The pixels of a PNG file, `(channels, height, width)`; one channel for grey, three for colour.
+
+    Raises:
+        ImageFileError: no PNG. OSError, SyntaxError, ValueError: a broken one, in Pillow's words.
+    """
+    try:
+        opened = Image.open(io.BytesIO(file), formats=["PNG"])
+    except UnidentifiedImageError:  # whose own words name the object that was read from, and no reason
+        raise ImageFileError("no PNG, or its header is broken") from None
+    with opened as image:
         pixels = np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
     return pixels[np.newaxis] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+class Layout(NamedTuple):
+    """How a grid is laid out: columns, pixels a pixel, and its height and width in pixels."""
+
+    columns: int
+    scale: int
+    height: int
+    width: int
+
+
+def layout(count: int, shape: tuple[int, int, int], columns: int | None = None, scale: int | None = None) -> Layout:
+    """The grid of `count` images of `shape` (channels, height, width); columns and scale as in `grid`.
+
+    Raises:
+        ValueError: no images, neither 1 nor 3 channels, columns or scale below 1, or a grid of more pixels than
+            `LARGEST`; names the argument.
+    """
+    channels, height, width = shape
+    if count < 1 or channels not in (1, 3):
+        raise ValueError(f"images: a grid takes at least one, of 1 or 3 channels, got shape {(count, *shape)}")
+    for name, value in (("columns", columns), ("scale", scale)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: must be at least 1, got {value}")
+    columns = min(columns or math.isqrt(count - 1) + 1, count)
+    given, scale = scale, scale or max(1, math.ceil(VISIBLE / min(height, width)))
+    rows = -(-count // columns)
+    height, width = rows * (height * scale + GAP) + GAP, columns * (width * scale + GAP) + GAP
+    if height * width > LARGEST:
+        raise ValueError(
+            f"{'images' if given is None else 'scale'}: a grid of {count} images at scale {scale} would have"
+            f" {width}x{height} pixels, {LARGEST} are the most; take a smaller scale or fewer images, or write .npy"
+        )
+    return Layout(columns, scale, height, width)
 
 
 def grid(pixels: NDArray[np.uint8], columns: int | None = None, scale: int | None = None) -> NDArray[np.uint8]:
@@ -51,19 +96,12 @@ def grid(pixels: NDArray[np.uint8], columns: int | None = None, scale: int | Non
     axis of 3 for colour. Places without an image are left grey.
 
     Raises:
-        ValueError: no images, neither 1 nor 3 channels, or columns or scale below 1.
+        ValueError: as `layout`.
     """
     count, channels, height, width = pixels.shape
-    if count == 0 or channels not in (1, 3):
-        raise ValueError(f"images: a grid takes at least one, of 1 or 3 channels, got shape {pixels.shape}")
-    for name, value in (("columns", columns), ("scale", scale)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name}: must be at least 1, got {value}")
-    columns = min(columns or math.ceil(math.sqrt(count)), count)
-    scale = scale or max(1, math.ceil(VISIBLE / min(height, width)))
-    rows = math.ceil(count / columns)
+    columns, scale, *size = layout(count, (channels, height, width), columns, scale)
     height, width = height * scale, width * scale
-    page = np.full((rows * (height + GAP) + GAP, columns * (width + GAP) + GAP, channels), GAP_COLOUR, dtype=np.uint8)
+    page = np.full((*size, channels), GAP_COLOUR, dtype=np.uint8)
     for index, image in enumerate(pixels):
         top = GAP + (index // columns) * (height + GAP)
         left = GAP + (index % columns) * (width + GAP)

@@ -52,7 +52,7 @@ class SampleOptions(TypedDict, total=False):
     labels: one for all samples, or one a sample. seed: 0..2^64-1; without it the server draws one.
     encoding: how the images travel; "png" rounds them to 8 bits.
     priority: -10..10, higher runs first. version: the model's, 0 for the newest.
-    timeout: seconds that the call may take, in place of the client's.
+    timeout: seconds that the call may take, in place of the client's; None is the client's, `math.inf` no deadline.
     """
 
     count: int
@@ -72,7 +72,7 @@ class SampleOptions(TypedDict, total=False):
     encoding: Literal["raw", "png"]
     priority: int
     version: int
-    timeout: float
+    timeout: float | None
 
 
 class RefineOptions(TypedDict, total=False):
@@ -91,7 +91,7 @@ class RefineOptions(TypedDict, total=False):
     encoding: Literal["raw", "png"]
     priority: int
     version: int
-    timeout: float
+    timeout: float | None
 
 
 def sample_request(model: str, options: SampleOptions) -> pb.SampleRequest:

@@ -31,6 +31,15 @@ def test_a_stream_gives_what_single_calls_give_in_order(client: FewstepClient):
     assert np.allclose(np.concatenate(streamed), np.concatenate([alone[3 * i : 3 * i + 1 + i % 3] for i in range(100)]))
 
 
+def test_a_stream_is_not_refused_for_its_own_requests(client: FewstepClient):
+    """Twelve times as many rows as one request may have, which are more than may wait, as fast as they can be sent."""
+    images = np.tile(load_digits_split().test.images[:128], (8, 1, 1, 1))
+    streamed = [scores.default.energy for scores in client.score_stream(MODEL, [images] * 12, seed=1)]
+    assert [len(energy) for energy in streamed] == [1024] * 12
+    alone = client.score(MODEL, images[:128], seed=1).default.energy
+    assert all(np.allclose(energy[:128], alone) for energy in streamed)
+
+
 def test_a_bad_request_gets_its_error_and_the_stream_goes_on(server: RunningServer):
     """The answers before and after a request that names no model are scores."""
     good = load_digits_split().test.images[:2]

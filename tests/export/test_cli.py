@@ -15,7 +15,7 @@ import export.__main__
 import export.network
 from export.__main__ import main
 from export.runtime import gpu
-from models.bundle import ParityCheck, load_bundle
+from models.bundle import ParityCheck, load_bundle, sha256_of
 
 from . import fake_tensorrt, tiny
 
@@ -55,6 +55,13 @@ def other_hash(checkpoint: Path) -> str:
     return "scale.safetensors: SHA-256"
 
 
+def truncated(checkpoint: Path) -> str:
+    weights = checkpoint / "scale.safetensors"
+    weights.write_bytes(weights.read_bytes()[:20])
+    edit(checkpoint, lambda card: card["modules"]["scale"].update(sha256=sha256_of(weights)))
+    return "scale.safetensors: is no safetensors file that can be read: "
+
+
 def unknown_architecture(checkpoint: Path) -> str:
     edit(checkpoint, lambda card: card["modules"]["scale"].update(architecture="resnet"))
     return "'resnet' is unknown; known: "
@@ -77,7 +84,10 @@ def unknown_input(checkpoint: Path) -> str:
 
 @pytest.mark.parametrize(
     "damage",
-    [missing, broken, unknown_field, other_hash, unknown_architecture, unknown_config, wrong_shape, unknown_input],
+    [
+        *(missing, broken, unknown_field, other_hash, truncated),
+        *(unknown_architecture, unknown_config, wrong_shape, unknown_input),
+    ],
 )
 def test_a_bad_checkpoint_is_an_error_of_one_line(capsys, tmp_path, scale_checkpoint, damage):
     """Exit code 2, a message that names the file or network, no stack trace, nothing written."""

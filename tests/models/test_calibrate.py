@@ -90,6 +90,13 @@ def test_smallest_rate_is_named_by_the_error():
     assert Calibration(np.arange(99.0)).threshold(0.01) == 98.0
 
 
+@pytest.mark.parametrize("rate", [1e-300, 5e-324, 1e-10])
+def test_a_rate_that_nothing_suffices_for_is_refused_in_a_line(rate):
+    """The number of energies is not written out in hundreds of digits, and the caller names the field, once."""
+    with pytest.raises(ValueError, match=r"^a rate of \S+ needs over 1e\+09 calibration energies, got 98$"):
+        Calibration(np.arange(98.0)).threshold(rate)
+
+
 @pytest.mark.parametrize("rate", [0.0, 1.0, -0.1, 5.0, float("nan")])
 def test_rates_outside_the_unit_interval_are_refused(rate):
     """A false-alarm rate is a probability strictly between 0 and 1."""

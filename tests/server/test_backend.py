@@ -79,18 +79,18 @@ def test_a_gpus_engine_is_told_whether_bytes_count(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "kind", "said"),
     [
-        ({"device": "cuda"}, "shows no GPU"),
-        ({"engine": "jax"}, "unknown engine 'jax'"),
-        ({"engine": "tensorrt", "device": "cpu"}, "tensorrt"),
-        ({"engine": "torch", "device": "cuda:7"}, "cuda:7"),
+        ({"device": "cuda"}, ConfigError, "^device cuda: NVIDIA's driver shows no GPU"),
+        ({"engine": "torch", "device": "cuda:77"}, ConfigError, "^device cuda:77: "),
+        ({"engine": "jax"}, EngineError, "unknown engine 'jax'"),
+        ({"engine": "tensorrt", "device": "cpu"}, EngineError, "tensorrt"),
     ],
 )
-def test_what_cannot_be_opened_is_said(options: dict, said: str, monkeypatch: pytest.MonkeyPatch):
-    """Which engine or device, and why."""
+def test_what_cannot_be_opened_is_said(options: dict, kind: type, said: str, monkeypatch: pytest.MonkeyPatch):
+    """Which engine or device, and why; a device that is not there is the option `device`'s fault."""
     monkeypatch.setattr(backend, "_gpus", lambda: 0)
-    with pytest.raises(EngineError, match=said):
+    with pytest.raises(kind, match=said):
         open_backends(config(**options))
 
 

@@ -91,6 +91,9 @@ def test_cli_server_errors_exit_with_1(fake: FakeServer, capsys: pytest.CaptureF
         (["sample", "toy", "--output", "picture.jpg"], "--output: must end in .png or .npy"),
         (["sample", "toy", "--output", "/dev/null/x.png"], "File exists"),
         (["sample", "toy", "--seed", "-1"], "seed: Value out of range"),
+        (["--timeout", "nan", "status"], "timeout: must be a number of seconds, 0 or more, got nan"),
+        (["--timeout", "-1", "status"], "timeout: must be a number of seconds, 0 or more, got -1.0"),
+        (["--timeout=-inf", "status"], "timeout: must be a number of seconds, 0 or more, got -inf"),
         (["score", "toy", "absent.png"], "absent.png: No such file"),
     ],
 )
@@ -102,6 +105,44 @@ def test_cli_bad_input_exits_with_2(
     error = capsys.readouterr().err
     assert said in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("timeout", ["inf", "1e30"])
+def test_cli_waits_for_ever_where_it_is_told_to(fake: FakeServer, timeout: str) -> None:
+    """A timeout beyond what gRPC can count is none, and not one that is over at once."""
+    assert main(["--address", fake.address, "--timeout", timeout, "status"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--scale", "100000"], "scale: a grid of 16 images at scale 100000 would have 2400020x1600020 pixels"),
+        (["--scale", "0"], "scale: must be at least 1, got 0"),
+        (["--columns", "-2"], "columns: must be at least 1, got -2"),
+        (["--count", "1000000"], "images: a grid of 1000000 images at scale 16 would have"),
+    ],
+)
+def test_cli_a_grid_that_cannot_be_made_is_refused_before_the_request(
+    fake: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], said: str
+) -> None:
+    """One line, exit code 2, nothing drawn and nothing written; for refinements as for samples."""
+    path = tmp_path / "out.png"
+    np.save(tmp_path / "in.npy", np.zeros((16, *SHAPE), np.float32))
+    commands = [["sample", "toy"]]
+    if "--count" not in options:
+        commands.append(["refine", "toy", str(tmp_path / "in.npy")])
+    for command in commands:
+        assert main(["--address", fake.address, *command, *options, "--output", str(path)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"BAD_INPUT: {said}")
+    assert fake.requests == []
+    assert not path.exists()
+
+
+def test_cli_leaves_a_count_of_none_to_the_server(fake: FakeServer, tmp_path: Path) -> None:
+    """What a count may be is the server's to say, so that such a request is sent."""
+    main(["--address", fake.address, "sample", "toy", "--count", "0", "--output", str(tmp_path / "out.png")])
+    assert [request.count for request in fake.requests] == [0]
 
 
 @pytest.mark.parametrize("arguments", [[], ["sample"], ["sample", "toy", "--m", "much"], ["paint"]])

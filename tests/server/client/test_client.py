@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -15,6 +18,22 @@ from server.client import FewstepClient, FewstepError, Preview, Samples
 from tests.bench.fake_server import SHAPE, FakeServer, images_for
 
 ROOT = Path(__file__).parents[3]
+IMAGE = np.zeros(SHAPE, np.float32)
+DRAWN: dict[str, Callable[..., Any]] = {
+    "sample": lambda client, **timeout: client.sample("toy", **timeout),
+    "sample_stream": lambda client, **timeout: list(client.sample_stream("toy", **timeout)),
+    "score": lambda client, **timeout: client.score("toy", IMAGE, **timeout),
+}
+CALLS: dict[str, Callable[..., Any]] = {
+    **DRAWN,
+    "refine": lambda client, **timeout: client.refine("toy", IMAGE, **timeout),
+    "refine_stream": lambda client, **timeout: list(client.refine_stream("toy", IMAGE, **timeout)),
+    "score_stream": lambda client, **timeout: list(client.score_stream("toy", [IMAGE], **timeout)),
+    "models": lambda client, **timeout: client.models(**timeout),
+    "describe": lambda client, **timeout: client.describe("toy", **timeout),
+    "status": lambda client, **timeout: client.status(**timeout),
+    "wait_until_connected": lambda client, **timeout: client.wait_until_connected(**timeout),
+}
 MOST_MEMORY = 120 * 2**20
 
 
@@ -162,6 +181,42 @@ def test_a_call_that_takes_too_long_is_a_deadline_error(client: FewstepClient, f
     with pytest.raises(FewstepError) as caught:
         client.sample("toy", timeout=0.05)
     assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+@pytest.mark.parametrize("call", DRAWN.values(), ids=DRAWN)
+def test_no_timeout_is_the_clients_own(fake: FakeServer, call: Callable[..., Any]) -> None:
+    """None and none at all mean the same to every call."""
+    fake.sample_seconds = 0.5
+    with FewstepClient(fake.address, timeout=0.05) as client:
+        for timeout in ({}, {"timeout": None}):
+            with pytest.raises(FewstepError) as caught:
+                call(client, **timeout)
+            assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+@pytest.mark.parametrize("timeout", [math.inf, 1e30, 10**400, np.float32(np.inf)], ids=repr)
+@pytest.mark.parametrize("call", DRAWN.values(), ids=DRAWN)
+def test_an_endless_timeout_is_no_deadline(fake: FakeServer, call: Callable[..., Any], timeout: float) -> None:
+    """More than gRPC can count does not overflow into the past; of one call it goes before the client's."""
+    fake.sample_seconds = 0.1
+    with FewstepClient(fake.address, timeout=0.02) as client:
+        call(client, timeout=timeout)
+    with FewstepClient(fake.address, timeout=timeout) as client:
+        client.wait_until_connected(timeout)
+        call(client)
+
+
+@pytest.mark.parametrize("timeout", [math.nan, -1, -math.inf, "5", 1j], ids=repr)
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_a_timeout_that_is_none_is_refused(
+    client: FewstepClient, fake: FakeServer, call: Callable[..., Any], timeout: Any
+) -> None:
+    """Every call names it and sends nothing."""
+    with pytest.raises(ValueError, match=r"^timeout: must be a number of seconds, 0 or more, got "):
+        call(client, timeout=timeout)
+    assert fake.requests == []
+    with pytest.raises(ValueError, match=r"^timeout: "):
+        FewstepClient(fake.address, timeout=timeout)
 
 
 def test_a_server_that_is_not_there_is_unavailable() -> None:

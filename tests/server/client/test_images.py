@@ -7,7 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from server.client.images import GAP, GAP_COLOUR, ImageFileError, from_pixels, grid, read_images, to_pixels
+from server.client.images import (
+    GAP,
+    GAP_COLOUR,
+    LARGEST,
+    ImageFileError,
+    decode_png,
+    from_pixels,
+    grid,
+    layout,
+    read_images,
+    to_pixels,
+)
 from tests.bench.fake_server import SHAPE
 
 from .pictures import save
@@ -38,6 +49,32 @@ def test_grid_refuses_a_size_of_nothing(arguments: dict[str, int]) -> None:
     """Zero columns and negative scales are refused by name."""
     with pytest.raises(ValueError, match=f"{next(iter(arguments))}: must be at least 1"):
         grid(np.zeros((1, 1, 2, 2), np.uint8), **arguments)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 5, 9, 10, 50])
+def test_the_layout_is_the_grids(count: int) -> None:
+    """What is told of a grid before it is made is its size; without columns it is nearly square."""
+    for columns, scale in ((None, None), (3, 2), (100, 1)):
+        told = layout(count, (1, 2, 3), columns, scale)
+        assert grid(np.zeros((count, 1, 2, 3), np.uint8), columns, scale).shape == (told.height, told.width)
+    assert layout(count, (1, 2, 3)).columns == np.ceil(np.sqrt(count))
+
+
+def test_a_grid_has_a_bound_on_its_pixels() -> None:
+    """The largest that fits is laid out, one pixel of scale more is refused by the name of what is too large."""
+    scale = int(LARGEST**0.5) - 2 * GAP
+    assert layout(1, (1, 1, 1), scale=scale).height == scale + 2 * GAP
+    with pytest.raises(ValueError, match=rf"^scale: .* {scale + 9}x{scale + 9} pixels, {LARGEST} are the most"):
+        layout(1, (1, 1, 1), scale=scale + 1)
+    with pytest.raises(ValueError, match=r"^images: a grid of 100000 images .* or write \.npy"):
+        layout(100_000, (1, 8, 8))
+
+
+@pytest.mark.parametrize("file", [b"", b"no picture", b"\x89PNG\r\n\x1a\n"])
+def test_what_is_no_png_is_said_without_the_objects_name(file: bytes) -> None:
+    """The reason is one for people, and no address in memory."""
+    with pytest.raises(ImageFileError, match=r"^no PNG, or its header is broken$"):
+        decode_png(file)
 
 
 def test_pixels_and_values_map_both_ways() -> None:
