@@ -153,8 +153,9 @@ class Line:
     """What the rows of one batch must have in common besides the network: score, ensemble, langevin or metropolis."""
 
     def __post_init__(self) -> None:
-        kinds = {_kind(update.rule) for update in self.updates} or {"score"}
-        object.__setattr__(self, "kind", max(kinds, key=_KINDS.index))
+        kinds = [_kind(update.rule) for update in self.updates]
+        kind = kinds[0] if len(kinds) == 1 else max(kinds, default="score", key=_KINDS.index)
+        object.__setattr__(self, "kind", kind)
 
     @property
     def takes_gradient(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
@@ -24,7 +25,18 @@ class ProgramCache:
         self._card = card
         self._max_lines = max_lines
         self._programs: OrderedDict[Hashable, Program] = OrderedDict()
+        self._compiling = asyncio.Lock()
         self.lines = 0
+
+    async def compile_ahead(self, options: SampleOptions, *, refine: bool = False) -> None:
+        """Compile a program on another thread, one at a time, for `sample` or `refine` to find it. Raises as these."""
+        if options.weights:
+            return
+        key, compiler = (("refine", options), compile_refine) if refine else (options, compile_sample)
+        async with self._compiling:
+            if key not in self._programs:
+                program = await asyncio.to_thread(compiler, self._card, options)
+                self._kept(key, lambda: program)
 
     def sample(self, options: SampleOptions) -> Program:
         """The program of a sample request. Raises as `compile_sample`."""

@@ -28,6 +28,8 @@ from .validate import (
     check_labels,
     check_priority,
     check_seed,
+    compile_refine_ahead,
+    compile_sample_ahead,
     refine_plan,
     sample_plan,
     score_plan,
@@ -92,13 +94,13 @@ class Sampler(Service):
 
     async def Sample(self, request: pb.SampleRequest, context: Context) -> pb.SampleResponse:
         pending = PendingJob(self.engines, self.mailbox)
-        call = self._prepare(request, context, pending)
+        call = await self._prepare(request, context, pending)
         await pending.done(call.job)
         return self._samples(call)
 
     async def SampleStream(self, request: pb.SampleRequest, context: Context) -> AsyncIterator[pb.SampleEvent]:
         pending = PreviewedJob(self.engines, self.mailbox)
-        call = self._prepare(request, context, pending)
+        call = await self._prepare(request, context, pending)
         async with aclosing(self._previews(call, pending)) as previews:
             async for preview in previews:
                 yield pb.SampleEvent(preview=preview)
@@ -106,21 +108,22 @@ class Sampler(Service):
 
     async def Refine(self, request: pb.RefineRequest, context: Context) -> pb.RefineResponse:
         pending = PendingJob(self.engines, self.mailbox)
-        call = self._prepare_refinement(request, context, pending)
+        call = await self._prepare_refinement(request, context, pending)
         await pending.done(call.job)
         return self._refined(call)
 
     async def RefineStream(self, request: pb.RefineRequest, context: Context) -> AsyncIterator[pb.RefineEvent]:
         pending = PreviewedJob(self.engines, self.mailbox)
-        call = self._prepare_refinement(request, context, pending)
+        call = await self._prepare_refinement(request, context, pending)
         async with aclosing(self._previews(call, pending)) as previews:
             async for preview in previews:
                 yield pb.RefineEvent(preview=preview)
         yield pb.RefineEvent(result=self._refined(call))
 
-    def _prepare(self, request: pb.SampleRequest, context: Context, pending: PendingJob) -> _ImageCall:
+    async def _prepare(self, request: pb.SampleRequest, context: Context, pending: PendingJob) -> _ImageCall:
         model = self.repository.find(request.model, request.version)
         encoding = check_encoding(request.encoding, model.card.image)
+        await compile_sample_ahead(model, request)
         plan = sample_plan(model, request, self.config.limits.max_rows_per_request)
         job = self.job(model, check_priority(request), pending, deadline_of(context))
         seed = check_seed(request)
@@ -128,9 +131,10 @@ class Sampler(Service):
         job.row_bytes = model.sizes.row_bytes(plan.program)
         return _ImageCall(model, job, encoding, plan.sampler)
 
-    def _prepare_refinement(self, request: pb.RefineRequest, context: Context, pending: PendingJob) -> _ImageCall:
+    async def _prepare_refinement(self, request: pb.RefineRequest, context: Context, pending: PendingJob) -> _ImageCall:
         model = self.repository.find(request.model, request.version)
         encoding = check_encoding(request.encoding, model.card.image)
+        await compile_refine_ahead(model, request)
         plan = refine_plan(model, request)
         images = decode_images(request.images, model.card.image, self.config.limits.max_rows_per_request)
         labels = check_labels(model.card, (), len(images), "labels")

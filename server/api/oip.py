@@ -65,7 +65,7 @@ from .oip_wire import (
     write_parameters,
 )
 from .streams import in_order
-from .validate import MAX_PRIORITY, sample_plan, score_plan
+from .validate import MAX_PRIORITY, compile_sample_ahead, sample_plan, score_plan
 from .wire import check_values
 
 PLATFORM = "fewstep"
@@ -270,7 +270,9 @@ class GRPCInferenceService(Service):
         inputs = read_inputs(request, face.inputs, limit)
         seeds = _seeds(inputs["SEED"])
         labels = inputs["LABEL"].ravel().tolist() if "LABEL" in inputs else []
-        plan = sample_plan(model, _sample_request(parameters, len(seeds), labels), limit, "LABEL")
+        native = _sample_request(parameters, len(seeds), labels)
+        await compile_sample_ahead(model, native)
+        plan = sample_plan(model, native, limit, "LABEL")
         priority, deadline = _scheduling(parameters, deadline)
         pending = PendingJob(self.engines, self.mailbox)
         job = self.job(model, priority, pending, deadline)

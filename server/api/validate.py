@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from models.card import ModelCard
@@ -17,6 +18,8 @@ from ..names import check_count, check_name
 from ..repository import Model
 
 MAX_PRIORITY = 10
+LONG_STEPS = 500
+"""Programs of more steps take longer to compile, ten microseconds a step, than other requests should wait for it."""
 MAX_VALUES = 10_000  # of one parameter: a number for each step of the longest chain
 
 
@@ -73,6 +76,30 @@ def _parameters(request: pb.SampleRequest | pb.RefineRequest) -> tuple[tuple[str
     return tuple((name, tuple(request.parameters[name].values)) for name in sorted(request.parameters))
 
 
+async def compile_sample_ahead(model: Model, request: pb.SampleRequest) -> None:
+    """Have the program of a request compiled where that takes long, beside the event loop; `sample_plan` finds it.
+
+    Raises:
+        InvalidArgument, FailedPrecondition.
+    """
+    if _is_long(request):
+        with _option_errors():
+            await model.programs.compile_ahead(sample_options(request))
+
+
+async def compile_refine_ahead(model: Model, request: pb.RefineRequest) -> None:
+    """As `compile_sample_ahead`, for `refine_plan`."""
+    if _is_long(request):
+        with _option_errors():
+            await model.programs.compile_ahead(_refine_options(request), refine=True)
+
+
+def _is_long(request: pb.SampleRequest | pb.RefineRequest) -> bool:
+    return request.steps > LONG_STEPS or any(
+        max(request.parameters[name].values, default=0.0) > LONG_STEPS for name in request.parameters if "steps" in name
+    )
+
+
 def sample_plan(model: Model, request: pb.SampleRequest, max_rows: int, labels_field: str = "labels") -> SamplePlan:
     """What a sample request asks for.
 
@@ -85,7 +112,8 @@ def sample_plan(model: Model, request: pb.SampleRequest, max_rows: int, labels_f
     if not 1 <= count <= max_rows:
         raise InvalidArgument("count", f"must be within 1..{max_rows}, got {count}")
     options = sample_options(request)
-    program = _compiled(model.programs.sample, options)
+    with _option_errors():
+        program = model.programs.sample(options)
     labels = check_labels(model.card, request.labels, count, labels_field)
     return SamplePlan(options.sampler or model.samplers[0], program, labels)
 
@@ -96,21 +124,28 @@ def refine_plan(model: Model, request: pb.RefineRequest) -> RefinePlan:
     Raises:
         InvalidArgument, FailedPrecondition.
     """
+    options = _refine_options(request)
+    with _option_errors():
+        program = model.programs.refine(options)
+    return RefinePlan(options.sampler or model.refiners[0], program)
+
+
+def _refine_options(request: pb.RefineRequest) -> SampleOptions:
     check_name("method", request.method)
-    options = SampleOptions(
+    return SampleOptions(
         sampler=request.method or None,
         steps=request.steps if request.HasField("steps") else None,
         temperature=request.temperature if request.HasField("temperature") else None,
         step_size=request.step_size if request.HasField("step_size") else None,
         parameters=_parameters(request),
     )
-    program = _compiled(model.programs.refine, options)
-    return RefinePlan(options.sampler or model.refiners[0], program)
 
 
-def _compiled(compiler: Callable[[SampleOptions], Program], options: SampleOptions) -> Program:
+@contextmanager
+def _option_errors() -> Iterator[None]:
+    """What a program's compiler says of its options, as the callers get it."""
     try:
-        return compiler(options)
+        yield
     except OptionError as error:
         raise InvalidArgument(error.field, error.message) from None
     except UnsupportedError as error:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+
 import pytest
 
+from models.card import ModelCard
+from models.program import Program
 from models.samplers import OptionError, SampleOptions
+from server import programs
 from server.programs import ProgramCache
 from tests.models.cards import denoiser_card, energy_card
 
@@ -54,3 +60,27 @@ def test_refused_options_leave_nothing_behind():
     with pytest.raises(OptionError, match="steps"):
         cache.sample(SampleOptions(steps=0))
     assert cache.lines == 0
+
+
+def test_a_program_compiled_ahead_is_the_one_that_is_found():
+    """On another thread, however many ask for it at a time; what is refused is refused there, too."""
+    cache = ProgramCache(energy_card())
+    options = SampleOptions(steps=700)
+    threads: list[int] = []
+    compiled = programs.compile_sample
+
+    def compile_(card: ModelCard, options: SampleOptions) -> Program:
+        threads.append(threading.get_ident())
+        return compiled(card, options)
+
+    async def ahead() -> None:
+        await asyncio.gather(*(cache.compile_ahead(options) for _ in range(3)))
+        with pytest.raises(OptionError, match="steps"):
+            await cache.compile_ahead(SampleOptions(steps=10**6))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(programs, "compile_sample", compile_)
+        asyncio.run(ahead())
+        assert len(cache.sample(options).lines) == 700
+    assert len(threads) == 2, "once, and the one that is refused"
+    assert threading.get_ident() not in threads
