@@ -177,7 +177,7 @@ class Program:
 
     The sample starts as `image_scale * image + noise_scale * n`, with the caller's image where it is needed (scoring,
     refining); registers gives the std of each other register's start. shared_start: all samples of a request start
-    from sample 0's noise.
+    from sample 0's noise. steps: as the method counts them and its callers ask for them; by default as many as lines.
     """
 
     image_scale: float
@@ -186,6 +186,7 @@ class Program:
     registers: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     uses_accumulator: bool = False
     shared_start: bool = False
+    steps: int = 0
     nfe: int = field(init=False, repr=False, compare=False)
     """Network function evaluations: forward passes, two for a guided line."""
     gradient_passes: int = field(init=False, repr=False, compare=False)
@@ -200,6 +201,7 @@ class Program:
     def __post_init__(self) -> None:
         if not self.lines:
             raise ValueError("a program needs at least one line")
+        object.__setattr__(self, "steps", self.steps or len(self.lines))
         # Counted once: a program serves many requests, and each asks for these.
         object.__setattr__(self, "nfe", sum(2 if line.guided else 1 for line in self.lines))
         object.__setattr__(self, "gradient_passes", sum(line.takes_gradient for line in self.lines))

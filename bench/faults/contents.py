@@ -172,7 +172,7 @@ def _options(rng: random.Random, card: ModelCard) -> dict[str, Any]:
 
 
 def _labels(rng: random.Random, card: ModelCard, sampler: str, count: int) -> list[int]:
-    if card.labels is None:
+    if card.labels is None or sampler == "langevin":
         return []
     one = [rng.randrange(card.labels.count)]
     each = [rng.randrange(card.labels.count) for _ in range(count)]

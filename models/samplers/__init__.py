@@ -16,6 +16,7 @@ from .gdim import OPTIONS as GDIM_OPTIONS
 from .gdim import compile_gdim, score_gdim
 from .hat import OPTIONS as HAT_OPTIONS
 from .hat import compile_hat, refine_by_transition
+from .labels import takes_labels
 from .langevin import OPTIONS as LANGEVIN_OPTIONS
 from .langevin import compile_langevin
 from .latent import OPTIONS as LATENT_OPTIONS
@@ -39,6 +40,7 @@ __all__ = [
     "compile_sample",
     "compile_score",
     "find_scale",
+    "takes_labels",
 ]
 
 

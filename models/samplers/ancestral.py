@@ -11,9 +11,9 @@ from math import atan, exp, expm1, log, sqrt, tan
 import numpy as np
 
 from ..card import ModelCard, ScheduleSpec
-from ..program import INFINITY, EnsembleUpdate, Line, Program, Update, noise_draw
+from ..program import EnsembleUpdate, Line, Program, Update, noise_draw
 from ..schedules import alpha_bar
-from .ensemble import check_guidance, check_steps, temperature, unit_interval
+from .ensemble import check_guidance, check_steps, prediction_range, temperature, unit_interval
 from .options import SampleOptions, UnsupportedError
 from .prediction import clean_prediction
 
@@ -61,11 +61,11 @@ def compile_ancestral(card: ModelCard, options: SampleOptions) -> Program:
     v = unit_interval("eta", options.eta, INTERPOLATION)
     guidance = check_guidance(card, options)
     abar = alpha_bar(spec.schedule)
-    low, high = (card.image.low, card.image.high) if spec.clip else (-INFINITY, INFINITY)
     grid = log_snr_grid(steps, _log_snr(float(abar[-1])), _log_snr(float(abar[1])))
     lines = []
     for i, lam in enumerate(grid):
         last = i + 1 == steps
+        low, high = prediction_range(card, last=last)
         # The last evaluation gives the clean prediction itself.
         state, prediction, noise = (0.0, 1.0, 0.0) if last else ancestral_step(lam, grid[i + 1], v)
         p_state, p_output = clean_prediction(spec.prediction, _sigmoid(lam))

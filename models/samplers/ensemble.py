@@ -117,14 +117,15 @@ def compile_ensemble(
         raise UnsupportedError("eta", "the accumulator form has no stochastic variant; use form 'iterate'")
     weights = _custom_weights(options, steps)
     guidance = check_guidance(card, options)
-    low, high = (card.image.low, card.image.high) if spec.clip else (-INFINITY, INFINITY)
     lines = []
     for i in range(steps):
+        last = i + 1 == steps
+        low, high = prediction_range(card, last=last)
         history: tuple[float, ...] = ()
         if weights:
             step, b = weighted_step(abar[i + 1], abar[0], weights[i][-1])
             history = tuple(b * weight for weight in weights[i][:-1])
-        elif accumulator:
+        elif accumulator and not last:  # at abar_s = 1 both forms are the prediction itself
             step = accumulator_step(abar[i], abar[i + 1], abar[0], m[i])
         else:
             step = iterate_step(abar[i], abar[i + 1], abar[0], m[i], eta)
@@ -144,6 +145,20 @@ def compile_ensemble(
             )
         )
     return Program(0.0, temperature(options), tuple(lines), uses_accumulator=accumulator)
+
+
+def prediction_range(card: ModelCard, *, last: bool) -> tuple[float, float]:
+    """The box of a step's clean prediction: the range of images where the model clips, else none.
+
+    last: the prediction is what the caller gets; an image lies in its model's range, clipped on the way or not.
+    """
+    clips = last or (card.sampling is not None and card.sampling.clip)
+    return (card.image.low, card.image.high) if clips else (-INFINITY, INFINITY)
+
+
+def image_update(card: ModelCard) -> Update:
+    """The sample becomes the network's image, clipped to the range of images."""
+    return Update(EnsembleUpdate(0.0, 0.0, 1.0, card.image.low, card.image.high, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0))
 
 
 def check_steps(spec: SamplingSpec, options: SampleOptions) -> int:
@@ -245,9 +260,23 @@ def _custom_weights(options: SampleOptions, steps: int) -> list[list[float]]:
         if len(row) != i + 1:
             raise OptionError("weights", f"row {i} must hold {i + 1} values, one per prediction so far, got {len(row)}")
         total = sum(row)
-        if not all(0.0 <= value < INFINITY for value in row) or not 0.0 < total < INFINITY:
+        if not all(0.0 <= value < INFINITY for value in row) or not total > 0.0:
             raise OptionError(
                 "weights", f"row {i} must hold non-negative finite values with a positive sum, got {list(row)}"
             )
+        if total == INFINITY:
+            raise OptionError("weights", f"the sum of row {i} is more than a float can hold, got {list(row)}")
         rows.append([value / total for value in row])
+    rows[-1] = _inwards(rows[-1])
     return rows
+
+
+def _inwards(weights: list[float]) -> list[float]:
+    """The last step's weights, less what float32 may add to their sum by rounding each weight, product and addition.
+
+    Where all predictions agree on the edge of the range of images, as they do on a background of -1, their mean is what
+    the caller gets, and would be no image if it were beyond the edge by the last bit.
+    """
+    if not any(weights[:-1]):
+        return weights
+    return [weight * (1.0 - (len(weights) + 2) * 2.0**-24) for weight in weights]

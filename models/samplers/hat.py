@@ -6,10 +6,10 @@ from dataclasses import replace
 from math import isfinite
 
 from ..card import ModelCard
-from ..program import INFINITY, EnsembleUpdate, LangevinUpdate, Line, Program, Update, assign, latent_draw, noise_draw
-from .ensemble import check_steps
+from ..program import INFINITY, LangevinUpdate, Line, Program, Update, assign, latent_draw, noise_draw
+from .ensemble import check_steps, image_update
 from .langevin import OPTIONS as LANGEVIN_OPTIONS
-from .langevin import langevin_lines, langevin_step
+from .langevin import check_size, langevin_lines, langevin_step, steps_of
 from .options import OptionError, SampleOptions, UnsupportedError
 from .refine import first_step, with_energies
 
@@ -39,28 +39,33 @@ def compile_hat(card: ModelCard, options: SampleOptions) -> Program:
     if card.sampling is None or not {GENERATOR, RESIDUAL_GRADIENT, JOINT_GRADIENT, COMPOSE} <= set(card.networks):
         raise UnsupportedError("sampler", f"{card.name} has no generator with an energy on its latents")
     stage = options.whole("stage", int(_default(card, "stage")), 0, 2)
-    lines = (_generate, _refine_residual, _refine_jointly)[stage](card, options)
-    return Program(0.0, 0.0, lines, registers={Z1: 1.0, Z2: 1.0})
+    lines, steps = (_generate, _refine_residual, _refine_jointly)[stage](card, options)
+    return Program(0.0, 0.0, lines, registers={Z1: 1.0, Z2: 1.0}, steps=steps)
 
 
-def _generate(card: ModelCard, options: SampleOptions) -> tuple[Line, ...]:
+_Stage = tuple[tuple[Line, ...], int]
+"""The lines of a stage, and its steps."""
+
+
+def _generate(card: ModelCard, options: SampleOptions) -> _Stage:
     """Stage 0: the image is G(z)."""
-    for name in ("steps", "step_size", "temperature", "latent_step_size", "prior", "max_displacement"):
-        if name in options.given():
+    for name in options.given():
+        if name not in ("sampler", "stage"):
             raise UnsupportedError(name, "stage 0 is one evaluation of G(z) and has no such option")
-    return (_image_line(card, GENERATOR),)
+    return (Line(GENERATOR, updates=(image_update(card),)),), 1
 
 
-def _refine_residual(card: ModelCard, options: SampleOptions) -> tuple[Line, ...]:
+def _refine_residual(card: ModelCard, options: SampleOptions) -> _Stage:
     """Stage 1: `g = G(z)`, then steps on Y of `H(g + Y)` from Y = 0, which are steps on X = g + Y from g."""
     for name in ("latent_step_size", "prior"):
         if name in options.given():
             raise UnsupportedError(name, "stage 1 holds z; ask for stage 2")
-    chain = (replace(line, network=RESIDUAL_GRADIENT) for line in langevin_lines(card, options, first=1))
-    return (Line(GENERATOR, updates=(assign(),)), *chain)
+    chain = langevin_lines(card, options, first=1)
+    lines = (replace(line, network=RESIDUAL_GRADIENT) for line in chain)
+    return (Line(GENERATOR, updates=(assign(),)), *lines), steps_of(chain)
 
 
-def _refine_jointly(card: ModelCard, options: SampleOptions) -> tuple[Line, ...]:
+def _refine_jointly(card: ModelCard, options: SampleOptions) -> _Stage:
     """Stage 2: a step on (z_1, z_2) and a step on y of `H(G(z) + y)` in turn, `steps` of each, from y = 0.
 
     The sample follows as the image that each line's gradient was taken at, so that a stream has previews.
@@ -83,6 +88,7 @@ def _refine_jointly(card: ModelCard, options: SampleOptions) -> tuple[Line, ...]
     factor = card.energy.sign * card.energy.scale
     residual = _scaled(langevin_step(step_size, temperature, max_displacement=limit), factor)
     latent = _scaled(latent_step(latent_step_size, temperature, limit, prior=prior), factor)
+    check_size(options, (residual, latent))
     registers = list(card.register_shapes())
     output = {name: 1 + place for place, name in enumerate(card.networks[JOINT_GRADIENT].gradients)}
     lines: list[Line] = []
@@ -94,7 +100,7 @@ def _refine_jointly(card: ModelCard, options: SampleOptions) -> tuple[Line, ...]
                 for name in names
             ]
             lines.append(Line(JOINT_GRADIENT, updates=(*updates, assign(output=IMAGE_OUTPUT))))
-    return (*lines, _image_line(card, COMPOSE))
+    return (*lines, Line(COMPOSE, updates=(image_update(card),))), steps
 
 
 def latent_step(step_size: float, temperature: float, max_displacement: float, *, prior: bool) -> LangevinUpdate:
@@ -110,6 +116,8 @@ def latent_step(step_size: float, temperature: float, max_displacement: float, *
 def refine_by_transition(card: ModelCard, options: SampleOptions) -> Program:
     """`x -> D(alpha x + sigma n)` with fresh n, `steps` times, from the caller's image (Prop. 3.2.1).
 
+    The last x is clipped to the range of images, so that it can be refined further, or scored, as any image.
+
     Raises:
         OptionError, UnsupportedError: the steps are wrong, or the model has no such network.
     """
@@ -120,14 +128,9 @@ def refine_by_transition(card: ModelCard, options: SampleOptions) -> Program:
             raise UnsupportedError(name, "the transition has no such option")
     steps = 1 if options.steps is None else check_steps(card.sampling, options)
     first = first_step(card)
-    lines = tuple(Line(TRANSITION, updates=(assign(),), latent=latent_draw(first + i)) for i in range(steps))
-    return with_energies(card, lines)
-
-
-def _image_line(card: ModelCard, network: str) -> Line:
-    """The sample becomes the network's image, clipped to the range of images."""
-    rule = EnsembleUpdate(0.0, 0.0, 1.0, card.image.low, card.image.high, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-    return Line(network, updates=(Update(rule),))
+    lines = [Line(TRANSITION, updates=(assign(),), latent=latent_draw(first + i)) for i in range(steps)]
+    lines[-1] = replace(lines[-1], updates=(image_update(card),))
+    return with_energies(card, tuple(lines), steps)
 
 
 def _scaled(rule: LangevinUpdate, factor: float) -> LangevinUpdate:

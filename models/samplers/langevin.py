@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import isfinite, sqrt
 
-from ..card import EnergySpec, LangevinSpec, ModelCard
+from ..card import EnergySpec, ImageSpec, LangevinSpec, ModelCard
 from ..program import (
     INFINITY,
     LangevinUpdate,
@@ -31,9 +31,12 @@ OPTIONS = frozenset({"step_sizes", "final_step_size", "temperatures", "max_displ
 """Options of the chain by name (`SampleOptions.parameters`), besides `step_size` and `temperature`:
 
 step_sizes, temperatures: one for each step. final_step_size: step sizes go there geometrically from the first.
-max_displacement: bound of the norm of `(s/temperature) grad U`. low, high: box that values are clamped to.
-metropolis: 1 for MALA, whose chain has exactly `exp(-U/temperature)` as its stationary law; proposals outside the box
-are rejected.
+max_displacement: bound of the norm of `(s/temperature) grad U`. low, high: box that values are clamped to, by default
+that of the model where it has one; the last step clamps to the range of images as well.
+metropolis: 1 for MALA, whose chain has exactly `exp(-U/temperature)` as its stationary law, on the whole space unless
+the caller gives a box: then a proposal is rejected unless all of its values lie inside, and a chain that starts outside
+of the box, or with many values on its edge, hardly moves. Its last state is not clipped, which would be another law:
+what MALA returns may lie outside the range of images.
 """
 
 
@@ -67,7 +70,10 @@ def from_independent(step: float, noise: float) -> tuple[float, float]:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """What a chain of Langevin steps does: step size and temperature of each step, clip and box, MALA or not."""
+    """What a chain of Langevin steps does: step size and temperature of each step, clip and box, MALA or not.
+
+    A side of the box that is not there is infinite.
+    """
 
     step_sizes: tuple[float, ...]
     temperatures: tuple[float, ...]
@@ -79,7 +85,8 @@ class Chain:
 
 def compile_langevin(card: ModelCard, options: SampleOptions) -> Program:
     """A chain on the model's energy at its first scale, started from `N(0, I)`."""
-    return Program(0.0, 1.0, langevin_lines(card, options))
+    lines = langevin_lines(card, options)
+    return Program(0.0, 1.0, lines, steps=steps_of(lines))
 
 
 def langevin_lines(card: ModelCard, options: SampleOptions, first: int = 0) -> tuple[Line, ...]:
@@ -98,12 +105,18 @@ def langevin_lines(card: ModelCard, options: SampleOptions, first: int = 0) -> t
     # The network returns its own output's gradient; callers' U is sign * scale * output.
     factor = energy.sign * energy.scale
     rules: Sequence[LangevinUpdate | MetropolisUpdate] = (
-        _metropolis_rules(chain, factor) if chain.metropolis else _langevin_rules(chain, factor)
+        _metropolis_rules(chain, factor) if chain.metropolis else _langevin_rules(chain, factor, card.image)
     )
-    _check_size(options, rules)
+    check_size(options, rules)
     return tuple(
         Line(network=network, scalars=scalars, updates=(_update(rule, first + i),)) for i, rule in enumerate(rules)
     )
+
+
+def steps_of(lines: Sequence[Line]) -> int:
+    """How many steps the lines of a chain take: MALA's last one only judges the proposal of the one before."""
+    rules = [line.updates[0].rule for line in lines]
+    return sum(not isinstance(rule, MetropolisUpdate) or rule.step > 0.0 for rule in rules)
 
 
 def noise_free_scale(energy: EnergySpec) -> bool:
@@ -112,13 +125,32 @@ def noise_free_scale(energy: EnergySpec) -> bool:
     return scale.method == "noised" and (scale.signal, scale.noise) == (1.0, 0.0)
 
 
-def _langevin_rules(chain: Chain, factor: float) -> list[LangevinUpdate]:
+def check_size(options: SampleOptions, rules: Sequence[LangevinUpdate | MetropolisUpdate]) -> None:
+    """Raises OptionError for a rule that float32 cannot hold; names an option that makes it so."""
+    for rule in rules:
+        if isinstance(rule, LangevinUpdate):
+            step = rule.noise * rule.noise / 2.0 if rule.noise else abs(rule.gradient)
+            largest = max(abs(rule.gradient), rule.noise)
+        else:
+            step, largest = rule.step, max(abs(rule.beta) * max(1.0, rule.step), rule.step)
+        if not largest <= MAX_COEFFICIENT:
+            sizes, temperatures = ("step_size", "step_sizes", "final_step_size"), ("temperature", "temperatures")
+            # A small step is large only by the temperature that divides it.
+            names = (*sizes, *temperatures) if step > 1.0 else (*temperatures, *sizes)
+            given = [name for name in names if name in options.given()]
+            message = f"step sizes and temperatures give a coefficient of {largest:g}, more than float32 can hold"
+            raise OptionError(given[0] if given else names[0], message)
+
+
+def _langevin_rules(chain: Chain, factor: float, image: ImageSpec) -> list[LangevinUpdate]:
+    """One rule for each step; the last one's box lies in the range of images, as its state is what callers get."""
     rules = []
     for step_size, temperature in zip(chain.step_sizes, chain.temperatures, strict=True):
         rule = langevin_step(
             step_size, temperature, max_displacement=chain.max_displacement, low=chain.low, high=chain.high
         )
         rules.append(rule._replace(gradient=rule.gradient * factor))
+    rules[-1] = rules[-1]._replace(low=max(chain.low, image.low), high=min(chain.high, image.high))
     return rules
 
 
@@ -136,44 +168,51 @@ def _update(rule: LangevinUpdate | MetropolisUpdate, line: int) -> Update:
     return Update(rule, output=GRADIENT, noise=noise, decision=decision)
 
 
-def _check_size(options: SampleOptions, rules: Sequence[LangevinUpdate | MetropolisUpdate]) -> None:
-    """Raises OptionError for a rule that float32 cannot hold."""
-    for rule in rules:
-        if isinstance(rule, LangevinUpdate):
-            largest = max(abs(rule.gradient), rule.noise)
-        else:
-            largest = abs(rule.beta) * max(1.0, rule.step)
-        if not largest <= MAX_COEFFICIENT:
-            given = [name for name in ("step_size", "step_sizes") if name in options.given()]
-            message = f"step sizes and temperatures give a coefficient of {largest:g}, more than float32 can hold"
-            raise OptionError(given[0] if given else "temperature", message)
-
-
 def _chain(card: ModelCard, spec: LangevinSpec, options: SampleOptions) -> Chain:
     steps = spec.steps if options.steps is None else options.steps
     if not 1 <= steps <= MAX_STEPS:
         raise OptionError("steps", f"must be within 1..{MAX_STEPS}, got {steps}")
     metropolis = options.whole("metropolis", 0, 0, 1) == 1
-    temperatures = _one_each("temperatures", options, steps)
-    if temperatures is None:
-        temperatures = (spec.temperature if options.temperature is None else options.temperature,) * steps
-    field = "temperature" if options.numbers("temperatures") is None else "temperatures"
-    for value in set(temperatures):
-        if not 0.0 <= value <= 1e6:
-            raise OptionError(field, f"must be within [0, 1e6], got {value}")
-        if metropolis and value == 0.0:
-            raise OptionError(field, "must be positive with metropolis: at 0 there is no law to be exact about")
-    box = (card.image.low, card.image.high) if spec.box else (-INFINITY, INFINITY)
-    low = options.number("low", box[0], -1e6, 1e6)
-    high = options.number("high", box[1], -1e6, 1e6)
-    if not low < high:
-        raise OptionError("low", f"must be below high, got [{low:g}, {high:g}]")
+    temperatures = _temperatures(spec, options, steps, positive=metropolis)
+    low, high = _box(card.image, options, default=spec.box and not metropolis)
     limit = options.number("max_displacement", spec.max_displacement or INFINITY, 1e-12, 1e12)
     if metropolis and options.numbers("max_displacement") is not None:
         raise UnsupportedError(
             "max_displacement", "a clipped proposal has another law than the one that MALA judges by"
         )
     return Chain(_step_sizes(spec, options, steps), temperatures, limit, low, high, metropolis)
+
+
+def _temperatures(spec: LangevinSpec, options: SampleOptions, steps: int, *, positive: bool) -> tuple[float, ...]:
+    """The temperature of each step. positive: 0 is refused."""
+    listed = _one_each("temperatures", options, steps)
+    if listed is not None and options.temperature is not None:
+        raise OptionError("temperatures", "says all temperatures; leave out temperature")
+    one = spec.temperature if options.temperature is None else options.temperature
+    field, temperatures = ("temperature", (one,) * steps) if listed is None else ("temperatures", listed)
+    for value in set(temperatures):
+        if not 0.0 <= value <= 1e6:
+            raise OptionError(field, f"must be within [0, 1e6], got {value}")
+        if positive and value == 0.0:
+            raise OptionError(field, "must be positive with metropolis: at 0 there is no law to be exact about")
+    return temperatures
+
+
+def _box(image: ImageSpec, options: SampleOptions, *, default: bool) -> tuple[float, float]:
+    """The box of a chain; sides that the caller leaves out are those of images, or infinite without the default.
+
+    MALA has no default box: chains start at noise, or at images with values on the edge of their range. Of a proposal
+    in many dimensions some value then nearly always lies outside, and no chain would ever move.
+    """
+    sides = (image.low, image.high) if default else (-INFINITY, INFINITY)
+    low, high = options.number("low", sides[0], -1e6, 1e6), options.number("high", sides[1], -1e6, 1e6)
+    if not low < high:
+        raise OptionError("low", f"must be below high, got [{low:g}, {high:g}]")
+    if not (low < image.high and high > image.low):
+        field = "low" if low >= image.high else "high"
+        message = f"the box [{low:g}, {high:g}] has nothing of the range of images, [{image.low:g}, {image.high:g}]"
+        raise OptionError(field, message)
+    return low, high
 
 
 def _step_sizes(spec: LangevinSpec, options: SampleOptions, steps: int) -> tuple[float, ...]:
@@ -191,7 +230,9 @@ def _step_sizes(spec: LangevinSpec, options: SampleOptions, steps: int) -> tuple
     if len(final) != 1:
         raise OptionError("final_step_size", f"must be one number, got {len(final)}")
     _check_positive("final_step_size", *final)
-    return tuple(first * (final[0] / first) ** (i / max(1, steps - 1)) for i in range(steps))
+    if steps == 1:
+        raise OptionError("final_step_size", "needs a second step to go to; the only one has step_size")
+    return tuple(first * (final[0] / first) ** (i / (steps - 1)) for i in range(steps))
 
 
 def _check_positive(name: str, *values: float) -> None:

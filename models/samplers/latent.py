@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from math import sqrt
 
 from ..card import ModelCard, SamplingSpec, ScaleSpec
-from ..program import INFINITY, EnsembleUpdate, LangevinUpdate, Line, Program, Update, assign, noise_draw
-from .ensemble import check_steps
+from ..program import INFINITY, LangevinUpdate, Line, Program, Update, assign, noise_draw
+from .ensemble import check_steps, image_update
 from .options import OptionError, SampleOptions, UnsupportedError
 
 OPTIONS = frozenset({"step_size", "langevin_steps", "hold"})
 """Options besides `temperature`; defaults stand in `ModelCard.sampling.parameters`:
 
-langevin_steps: K. 0 leaves the energies out: the generator with its plain Gaussian prior.
+langevin_steps: K. 0 leaves the energies out: the generator with its plain Gaussian prior, which has no step size.
 step_size: s in units of sigma_t^2, so that one number suits all diffusion steps; chains are stable below 2.
 hold: layers that all samples of a request (with the same label) have in common; 1 is nearest to the image.
 """
@@ -48,16 +48,16 @@ def compile_latent(card: ModelCard, options: SampleOptions) -> Program:
         OptionError, UnsupportedError: an option is wrong, or the model has no such networks.
     """
     sampling = _sampling(card, PRIOR_GRADIENT, DECODER)
-    check_steps(sampling, options)
+    steps = check_steps(sampling, options)
     temperature = 1.0 if options.temperature is None else options.temperature
     if not 0.0 <= temperature <= 10.0:
         raise OptionError("temperature", f"must be within [0, 10], got {temperature}")
-    chain = _Chain(
-        sampling.parameters["alpha"],
-        options.whole("langevin_steps", int(sampling.parameters["langevin_steps"][0]), 0, MAX_LANGEVIN_STEPS),
-        _step_size(sampling, options),
-        temperature,
+    langevin_steps = options.whole(
+        "langevin_steps", int(sampling.parameters["langevin_steps"][0]), 0, MAX_LANGEVIN_STEPS
     )
+    if not langevin_steps and options.step_size is not None:
+        raise UnsupportedError("step_size", "without Langevin steps (langevin_steps 0) there is no such option")
+    chain = _Chain(sampling.parameters["alpha"], langevin_steps, _step_size(sampling, options), temperature)
     held = _held_layers(card, options)
     free = [name for name in card.registers if name not in held]
     lines: list[Line] = []
@@ -65,10 +65,9 @@ def compile_latent(card: ModelCard, options: SampleOptions) -> Program:
         chain.extend(card, lines, card.registers, shared=True)
         _redraw(card, lines, free, temperature)
     chain.extend(card, lines, free)
-    lines.append(_image_line(card))
-    return Program(
-        0.0, 0.0, tuple(lines), registers=dict.fromkeys(card.registers, temperature), shared_start=bool(held)
-    )
+    lines.append(Line(DECODER, updates=(image_update(card),)))
+    starts = dict.fromkeys(card.registers, temperature)
+    return Program(0.0, 0.0, tuple(lines), registers=starts, shared_start=bool(held), steps=steps)
 
 
 def score_by_inference(card: ModelCard, scale: ScaleSpec) -> Program:
@@ -169,12 +168,6 @@ def _encode_line(card: ModelCard, names: Iterable[str], line: int, alpha: float 
 
 def _score_line(scale: ScaleSpec) -> Line:
     return Line(LAYER_ENERGY, {"above": scale.parameters["above"]})
-
-
-def _image_line(card: ModelCard) -> Line:
-    """The sample becomes the decoder's image, clipped to the range of images."""
-    rule = EnsembleUpdate(0.0, 0.0, 1.0, card.image.low, card.image.high, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-    return Line(DECODER, updates=(Update(rule),))
 
 
 def _sampling(card: ModelCard, *networks: str) -> SamplingSpec:

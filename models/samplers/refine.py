@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from ..card import ModelCard
 from ..program import Line, Program
-from .langevin import langevin_lines, noise_free_scale
+from .langevin import langevin_lines, noise_free_scale, steps_of
 from .options import SampleOptions
 
 
-def with_energies(card: ModelCard, steps: tuple[Line, ...]) -> Program:
+def with_energies(card: ModelCard, lines: tuple[Line, ...], steps: int) -> Program:
     """A program that starts from the caller's image and scores it before and after the steps, where the model can.
 
-    The steps are lines 1, 2, ... of the program where it scores, and 0, 1, ... where not (`first_step`).
+    Their lines are 1, 2, ... of the program where it scores, and 0, 1, ... where not (`first_step`).
     """
     energy = card.energy
     if energy is None or not noise_free_scale(energy):
-        return Program(1.0, 0.0, steps)
+        return Program(1.0, 0.0, lines, steps=steps)
     score = Line(network=energy.network, scalars={"time": energy.scales[0].time})
-    return Program(1.0, 0.0, (score, *steps, score))
+    return Program(1.0, 0.0, (score, *lines, score), steps=steps)
 
 
 def first_step(card: ModelCard) -> int:
@@ -27,4 +27,5 @@ def first_step(card: ModelCard) -> int:
 
 def refine_by_langevin(card: ModelCard, options: SampleOptions) -> Program:
     """A chain of Langevin steps from the image; options as for the sampler `langevin`."""
-    return with_energies(card, langevin_lines(card, options, first_step(card)))
+    lines = langevin_lines(card, options, first_step(card))
+    return with_energies(card, lines, steps_of(lines))

@@ -284,7 +284,7 @@ class GRPCInferenceService(Service):
         images = np.array([row.state for row in job.rows]).reshape(-1, *model.card.image.shape)
         chosen: dict[str, str | float] = {
             "sampler": plan.sampler,
-            "steps": len(plan.program.lines),
+            "steps": plan.program.steps,
             "nfe": plan.program.nfe,
             "gradient_passes": plan.program.gradient_passes,
         }

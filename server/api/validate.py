@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from models.card import ModelCard
 from models.program import Program
-from models.samplers import OptionError, SampleOptions, UnsupportedError, find_scale
+from models.samplers import OptionError, SampleOptions, UnsupportedError, find_scale, takes_labels
 from protos import fewstep_pb2 as pb
 
 from ..errors import FailedPrecondition, InvalidArgument, NotFound
@@ -115,7 +115,10 @@ def sample_plan(model: Model, request: pb.SampleRequest, max_rows: int, labels_f
     with _option_errors():
         program = model.programs.sample(options)
     labels = check_labels(model.card, request.labels, count, labels_field)
-    return SamplePlan(options.sampler or model.samplers[0], program, labels)
+    sampler = options.sampler or model.samplers[0]
+    if request.labels and not takes_labels(model.card, program):
+        raise FailedPrecondition(f"{labels_field}: {sampler} with these options takes no labels")
+    return SamplePlan(sampler, program, labels)
 
 
 def refine_plan(model: Model, request: pb.RefineRequest) -> RefinePlan:

@@ -18,12 +18,14 @@ from models.card import (
 )
 
 IMAGE = ImageSpec(channels=1, height=8, width=8)
+PLANE = ImageSpec(channels=1, height=8, width=8, low=-1e30, high=1e30)
+"""Images of any values, for closed forms that know no range."""
 MODULE = ModuleSpec(architecture="none", config={}, weights="none.safetensors", sha256="0" * 64, parameters=0)
 SAMPLE = TensorSpec(name="sample", shape=IMAGE.shape)
 TIME = TensorSpec(name="time")
 
 
-def denoiser_card(**sampling: Any) -> ModelCard:
+def denoiser_card(*, image: ImageSpec = IMAGE, **sampling: Any) -> ModelCard:
     """A class-conditional denoiser with every sampler of the ensemble family."""
     spec: dict[str, Any] = {
         "network": "denoiser",
@@ -34,7 +36,7 @@ def denoiser_card(**sampling: Any) -> ModelCard:
         name="denoiser",
         family="ddpm",
         description="test",
-        image=IMAGE,
+        image=image,
         labels=LabelSpec(count=10, null=10),
         modules={"denoiser": MODULE},
         networks={
@@ -49,14 +51,14 @@ def denoiser_card(**sampling: Any) -> ModelCard:
     )
 
 
-def energy_card(**langevin: Any) -> ModelCard:
+def energy_card(*, image: ImageSpec = IMAGE, **langevin: Any) -> ModelCard:
     """An energy with its gradient, and nothing else."""
     energy = TensorSpec(name="energy")
     return ModelCard(
         name="energy",
         family="ebm",
         description="test",
-        image=IMAGE,
+        image=image,
         modules={"energy": MODULE},
         networks={
             "energy": NetworkSpec(module="energy", inputs=(SAMPLE, TIME), outputs=(energy,)),
@@ -75,7 +77,7 @@ def energy_card(**langevin: Any) -> ModelCard:
     )
 
 
-def vdrme_card(**sampling: Any) -> ModelCard:
+def vdrme_card(*, image: ImageSpec = IMAGE, **sampling: Any) -> ModelCard:
     """A noise-conditioned generator with trained grids."""
     spec: dict[str, Any] = {
         "network": "generator",
@@ -88,7 +90,7 @@ def vdrme_card(**sampling: Any) -> ModelCard:
         name="generator",
         family="vdrme",
         description="test",
-        image=IMAGE,
+        image=image,
         modules={"generator": MODULE},
         networks={
             "generator": NetworkSpec(

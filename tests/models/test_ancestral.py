@@ -16,7 +16,7 @@ from models.samplers import OptionError, SampleOptions, UnsupportedError, compil
 from models.samplers.ancestral import ancestral_step, log_snr_grid, time_of
 from models.schedules import alpha_bar
 
-from .cards import denoiser_card
+from .cards import PLANE, denoiser_card
 
 SCHEDULE = ScheduleSpec()
 ABAR = alpha_bar(SCHEDULE)
@@ -27,7 +27,9 @@ def log_snr(abar: float) -> float:
 
 
 def compiled(steps: int, **options: float) -> Program:
-    return compile_sample(denoiser_card(clip=False), SampleOptions(sampler="ancestral", steps=steps, **options))
+    return compile_sample(
+        denoiser_card(image=PLANE, clip=False), SampleOptions(sampler="ancestral", steps=steps, **options)
+    )
 
 
 def exact(variance: float, mean: float):
@@ -43,7 +45,7 @@ def exact(variance: float, mean: float):
 
 
 def draw(network, *, count: int, **options: float) -> torch.Tensor:
-    card = denoiser_card(clip=False)
+    card = denoiser_card(image=PLANE, clip=False)
     program = compile_sample(card, SampleOptions(sampler="ancestral", **options))
     return run(program, card, {"denoiser": network}, seed=5, count=count, dtype=torch.float64).state
 

@@ -16,7 +16,9 @@ from models.networks.hat import SCHEDULE, Composition, Denoiser, HatGenerator, J
 from models.program import Program, latent_draw, start_draw
 from models.run import Result, energy_gradient, networks_of, run
 from models.samplers import OptionError, SampleOptions, UnsupportedError, compile_sample
+from models.samplers.hat import OPTIONS as HAT_OPTIONS
 from models.samplers.hat import compile_hat, latent_step, refine_by_transition
+from models.samplers.langevin import OPTIONS as LANGEVIN_OPTIONS
 from models.schedules import alpha_bar
 from models.train.__main__ import ZOO
 from models.train.hat.card import model_card
@@ -202,16 +204,55 @@ def test_previews_are_the_images_that_the_chain_passes_through():
 
 
 def test_refining_applies_the_transition_and_scores_before_and_after():
-    """x -> B (alpha x + sigma n) with the draws of the lines, and the energies of the first and the last image."""
+    """x -> B (alpha x + sigma n), clipped at the end alone, and the energies of the first image and the last."""
     card = linear_card()
-    image = noise(5, 1, 8, 8).tanh()
+    image = 30.0 * noise(5, 1, 8, 8)
     result = executed(refine_by_transition(card, SampleOptions(steps=2)), card, images=image)
     x = image
     for line in (1, 2):
         step = DENOISER.alpha * x + DENOISER.sigma * noise(latent_draw(line), 1, 8, 8)
         x = (step.flatten(1) @ DENOISER.matrix.T).reshape_as(x)
-    assert torch.allclose(result.state, x, rtol=1e-9)
-    assert torch.allclose(torch.stack(result.scores), torch.stack([ENERGY(image), ENERGY(x)]), rtol=1e-9)
+        assert x.abs().max() > 1.0
+    last = x.clamp(-1.0, 1.0)
+    assert torch.allclose(result.state, last, rtol=1e-9)
+    assert torch.allclose(torch.stack(result.scores), torch.stack([ENERGY(image), ENERGY(last)]), rtol=1e-9)
+
+
+STAGE_0_HAS_NO = ("steps", "step_size", "temperature", *sorted((HAT_OPTIONS | LANGEVIN_OPTIONS) - {"stage"}))
+
+
+@pytest.mark.parametrize("name", STAGE_0_HAS_NO)
+def test_stage_0_takes_no_option_but_itself(name):
+    """One evaluation of G(z) has no chain: whatever is said of one is refused by name, wrong values among it."""
+    parameters = {"stage": (0.0,)} | ({} if name in SampleOptions.__slots__ else {name: (-1.0,)})
+    options = {name: -1} if name in SampleOptions.__slots__ else {}
+    with pytest.raises(UnsupportedError) as caught:
+        compile_sample(linear_card(), SampleOptions(parameters=tuple(sorted(parameters.items())), **options))
+    assert caught.value.field == name
+
+
+@pytest.mark.parametrize("stage", [1.0, 2.0])
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"step_size": 1e40}, "step_size"),
+        ({"temperature": 1e-300}, "temperature"),
+        ({"step_size": 1e-4, "temperature": 1e-300}, "temperature"),
+    ],
+)
+def test_steps_that_float32_cannot_hold_are_refused_in_both_stages(stage, options, field):
+    """They would be infinite in the kernel."""
+    with pytest.raises(OptionError, match="float32") as caught:
+        compile_hat(linear_card(), SampleOptions(parameters=(("stage", (stage,)),), **options))
+    assert caught.value.field == field
+
+
+def test_a_latent_step_that_float32_cannot_hold_is_refused():
+    """Of the two step sizes of stage 2, that of the image may be small."""
+    parameters = (("latent_step_size", (1.0,)), ("stage", (2.0,)))
+    options = SampleOptions(step_size=1e-31, temperature=1e-31, parameters=parameters)
+    with pytest.raises(OptionError, match="float32"):
+        compile_hat(linear_card(), options)
 
 
 @pytest.mark.parametrize(

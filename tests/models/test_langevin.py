@@ -10,7 +10,7 @@ from models.run import energy_gradient, run
 from models.samplers import OptionError, SampleOptions, UnsupportedError, compile_refine, compile_sample
 from models.samplers.langevin import from_epsilon, from_independent, langevin_step
 
-from .cards import energy_card
+from .cards import PLANE, energy_card
 
 
 class Quadratic(torch.nn.Module):
@@ -21,7 +21,7 @@ class Quadratic(torch.nn.Module):
 
 
 def chain(steps: int, count: int, **options) -> torch.Tensor:
-    card = energy_card(**{k: options.pop(k) for k in ("max_displacement", "box") if k in options})
+    card = energy_card(image=PLANE, **{k: options.pop(k) for k in ("max_displacement",) if k in options})
     program = compile_sample(card, SampleOptions(steps=steps, **options))
     module = Quadratic()
     networks = {"energy_gradient": lambda **inputs: energy_gradient(module, ("sample",), **inputs)}
@@ -69,7 +69,25 @@ def test_displacement_is_clipped_by_its_norm():
 
 def test_the_box_holds():
     """With the box on the state never leaves the image's range."""
-    assert chain(5, 5, step_size=1.0, box=True).abs().max() <= 1.0
+    card = energy_card(box=True)
+    networks = {"energy_gradient": lambda **inputs: energy_gradient(Quadratic(), ("sample",), **inputs)}
+    program = compile_sample(card, SampleOptions(steps=5, step_size=1.0))
+    result = run(program, card, networks, seed=5, count=5, keep_trace=True)
+    assert torch.stack(result.trace).abs().max() <= 1.0
+
+
+@pytest.mark.parametrize("parameters", [(), (("low", (-3.0,)),), (("high", (2.0,)), ("low", (-0.5,)))])
+def test_the_last_state_is_an_image(parameters):
+    """Without a box, or in a wider one, a chain goes where it goes, and what it gives is clipped to the range."""
+    card = energy_card(box=bool(parameters))
+    networks = {"energy_gradient": lambda **inputs: energy_gradient(Quadratic(), ("sample",), **inputs)}
+    program = compile_sample(card, SampleOptions(steps=6, step_size=0.5, parameters=parameters))
+    result = run(program, card, networks, seed=5, count=20, keep_trace=True)
+    *_, before, last = result.trace
+    assert before.abs().max() > 1.1
+    assert last.min() == max(-1.0, dict(parameters).get("low", (-1.0,))[0])
+    assert last.max() == 1.0
+    assert torch.equal(last, result.state)
 
 
 def test_other_forms_map_to_one():
@@ -83,10 +101,10 @@ def test_other_forms_map_to_one():
 
 
 def test_a_long_chain_holds_its_coefficients_once():
-    """All steps of a chain share one read-only row of coefficients: 10,000 copies would be most of the program."""
+    """Steps share one read-only row of coefficients, all but the last: 10,000 would be most of the program."""
     program = compile_sample(energy_card(), SampleOptions(steps=10_000))
     assert len(program.lines) == 10_000
-    assert len({id(line.updates[0].coefficients) for line in program.lines}) == 1
+    assert len({id(line.updates[0].coefficients) for line in program.lines}) == 2
     assert not program.lines[0].updates[0].coefficients.flags.writeable
 
 
@@ -102,22 +120,33 @@ def test_bad_options_name_themselves(option, value):
 
 @pytest.mark.parametrize(
     ("options", "field"),
-    [({"step_size": 1e300}, "step_size"), ({"temperature": 1e-300}, "temperature"), ({"step_size": 1e35}, "step_size")],
+    [
+        ({"step_size": 1e300}, "step_size"),
+        ({"step_size": 8.9e307}, "step_size"),
+        ({"temperature": 1e-300}, "temperature"),
+        ({"step_size": 1e35}, "step_size"),
+        ({"step_size": 1e35, "temperature": 0.0}, "step_size"),
+        ({"step_size": 1e-3, "temperature": 1e-300}, "temperature"),
+        ({"parameters": (("step_sizes", (1e40,)),)}, "step_sizes"),
+        ({"parameters": (("temperatures", (1e-300,)),)}, "temperatures"),
+        ({"step_size": 1e40, "parameters": (("metropolis", (1.0,)),)}, "step_size"),
+        ({"temperature": 1e-300, "parameters": (("metropolis", (1.0,)),)}, "temperature"),
+        ({"steps": 3, "parameters": (("final_step_size", (1e40,)),)}, "final_step_size"),
+    ],
 )
 def test_steps_that_float32_cannot_hold_are_refused(options, field):
     """They would be infinite in the kernel, and the box would turn them into pictures."""
     with pytest.raises(OptionError, match="float32") as caught:
-        compile_sample(energy_card(), SampleOptions(**options))
+        compile_sample(energy_card(), SampleOptions(**{"steps": 1, **options}))
     assert caught.value.field == field
 
 
 def test_without_a_bound_a_huge_step_is_taken_as_it_is():
     """Nothing of the bound's arithmetic, which would overflow, touches a chain that has none."""
-    program = compile_sample(
-        energy_card(max_displacement=None), SampleOptions(steps=1, step_size=1e25, temperature=0.0)
-    )
+    card = energy_card(image=PLANE, max_displacement=None)
+    program = compile_sample(card, SampleOptions(steps=1, step_size=1e25, temperature=0.0))
     networks = {"energy_gradient": lambda **inputs: energy_gradient(Quadratic(), ("sample",), **inputs)}
-    state = run(program, energy_card(), networks, seed=5, count=2, dtype=torch.float32).state
+    state = run(program, card, networks, seed=5, count=2, dtype=torch.float32).state
     assert torch.allclose(state, -1e25 * start(2).float(), rtol=1e-5)
 
 
@@ -134,7 +163,7 @@ def test_step_sizes_go_down_geometrically_to_the_last():
 def test_every_step_can_have_its_own_size_and_temperature():
     """A chain with listed step sizes and temperatures is the product of its steps (temperature 0: x (1 - s))."""
     parameters = (("step_sizes", (0.1, 0.5, 0.25)), ("temperatures", (0.0, 0.0, 0.0)))
-    program = compile_sample(energy_card(), SampleOptions(steps=3, parameters=parameters))
+    program = compile_sample(energy_card(image=PLANE), SampleOptions(steps=3, parameters=parameters))
     networks = {"energy_gradient": lambda **inputs: energy_gradient(Quadratic(), ("sample",), **inputs)}
     state = run(program, energy_card(), networks, seed=5, count=3, dtype=torch.float64).state
     assert torch.allclose(state, start(3) * 0.9 * 0.5 * 0.75, rtol=1e-9)
@@ -160,6 +189,9 @@ def test_a_caller_may_set_the_clip_and_the_box():
         ({"temperatures": (1.0,)}, "temperatures"),
         ({"temperatures": (1.0, -1.0, 1.0)}, "temperatures"),
         ({"low": (2.0,), "high": (1.0,)}, "low"),
+        ({"low": (2.0,), "high": (3.0,)}, "low"),
+        ({"high": (-1.0,)}, "high"),
+        ({"low": (1.0,), "metropolis": (1.0,)}, "low"),
         ({"max_displacement": (0.0,)}, "max_displacement"),
         ({"metropolis": (0.5,)}, "metropolis"),
         ({"metropolis": ()}, "metropolis"),
@@ -171,6 +203,21 @@ def test_bad_chain_options_name_themselves(parameters, field):
     with pytest.raises(OptionError) as caught:
         compile_sample(energy_card(), SampleOptions(steps=3, parameters=tuple(sorted(parameters.items()))))
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize("temperature", [0.5, float("nan")])
+def test_two_options_that_say_the_same_are_refused(temperature):
+    """A temperature beside one for each step would be read by nobody, as a step size is refused beside step_sizes."""
+    parameters = (("temperatures", (1.0, 0.5)),)
+    with pytest.raises(OptionError, match="leave out temperature") as caught:
+        compile_sample(energy_card(), SampleOptions(steps=2, temperature=temperature, parameters=parameters))
+    assert caught.value.field == "temperatures"
+
+
+def test_a_single_step_has_no_final_step_size():
+    """It would have to be the first one too."""
+    with pytest.raises(OptionError, match="final_step_size"):
+        compile_sample(energy_card(), SampleOptions(steps=1, parameters=(("final_step_size", (0.1,)),)))
 
 
 def test_an_option_that_no_sampler_has_is_refused():
@@ -187,7 +234,7 @@ def test_an_option_of_its_own_is_no_parameter():
 
 def test_a_refinement_scores_before_and_after():
     """Refine starts from the image, and the two scores are the energies of what went in and what came out."""
-    card = energy_card()
+    card = energy_card(image=PLANE)
     program = compile_refine(card, SampleOptions(steps=4, step_size=0.1, temperature=0.0))
     module = Quadratic()
     networks = {
@@ -201,3 +248,16 @@ def test_a_refinement_scores_before_and_after():
     assert torch.allclose(result.scores[1], module(result.state, None))
     assert program.gradient_passes == 4
     assert program.nfe == 6
+
+
+def test_the_energy_afterwards_is_that_of_the_clipped_image():
+    """Where the last state is clipped, its energy is taken of what the caller gets."""
+    card, module = energy_card(), Quadratic()
+    program = compile_refine(card, SampleOptions(steps=4, step_size=0.5))
+    networks = {
+        "energy": lambda **inputs: (module(**inputs),),
+        "energy_gradient": lambda **inputs: energy_gradient(module, ("sample",), **inputs),
+    }
+    result = run(program, card, networks, seed=0, count=3, images=start(3).clamp(-1.0, 1.0), dtype=torch.float64)
+    assert result.state.abs().max() == 1.0
+    assert torch.allclose(result.scores[1], module(result.state, None))

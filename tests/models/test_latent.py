@@ -355,6 +355,13 @@ def test_wrong_options_are_named(options, field):
     assert error.value.field == field
 
 
+def test_without_steps_there_is_no_step_size():
+    """The plain Gaussian prior refuses what it has no use for."""
+    options = SampleOptions(step_size=0.1, parameters=(("langevin_steps", (0.0,)),))
+    with pytest.raises(UnsupportedError, match="step_size"):
+        compile_latent(card(), options)
+
+
 def test_another_models_card_is_refused():
     """A model without such a prior is told so."""
     with pytest.raises(UnsupportedError):

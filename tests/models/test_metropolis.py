@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
 from kernels import cpu
 from kernels.philox import normal
+from models.card import ModelCard
+from models.program import Program
 from models.run import energy_gradient, run
-from models.samplers import OptionError, SampleOptions, UnsupportedError, compile_sample
+from models.samplers import OptionError, SampleOptions, UnsupportedError, compile_refine, compile_sample
 
 from .cards import energy_card
 
@@ -72,6 +76,46 @@ def test_proposals_out_of_the_box_are_refused():
     boxed = end(("high", (1.0,)), ("low", (-1.0,)))
     assert 0.1 < float(boxed.abs().max()) <= 1.0
     assert float(end().abs().max()) > 1.0
+
+
+class Narrow(torch.nn.Module):
+    """U of data within [-1, 1]: in each element N(0, 0.3^2)."""
+
+    def forward(self, sample, time):
+        return sample.square().flatten(1).sum(1) / (2.0 * 0.3**2)
+
+
+def ratio_of_moves(program: Program, card: ModelCard, images: torch.Tensor | None = None) -> float:
+    """The share of proposals that 20 chains took."""
+    module = Narrow()
+    networks = {
+        "energy": lambda **inputs: (module(**inputs),),
+        "energy_gradient": lambda **inputs: energy_gradient(module, ("sample",), **inputs),
+    }
+    result = run(program, card, networks, seed=4, count=20, images=images, keep_trace=True)
+    places = [place for place in result.previews if place is not None]
+    return float(np.mean([float((a != b).flatten(1).any(1).double().mean()) for a, b in pairwise(places)]))
+
+
+MALA = (("metropolis", (1.0,)),)
+BOX = (("high", (1.0,)), ("low", (-1.0,)))
+
+
+def test_without_a_box_of_the_caller_s_a_chain_moves():
+    """From N(0, I), which lies out of the range of images, and from images on its edge, though the model has a box."""
+    card = energy_card(box=True, step_size=0.01)
+    edge = torch.ones(20, 1, 8, 8)
+    assert ratio_of_moves(compile_sample(card, SampleOptions(parameters=MALA)), card) > 0.5
+    assert ratio_of_moves(compile_refine(card, SampleOptions(parameters=MALA)), card, edge) > 0.5
+
+
+def test_a_chain_that_starts_outside_of_the_caller_s_box_stays_there():
+    """What the documents warn of: in 64 dimensions no proposal from outside lies inside."""
+    card = energy_card(step_size=0.01)
+    program = compile_sample(card, SampleOptions(steps=10, parameters=(*BOX, *MALA)))
+    assert ratio_of_moves(program, card) == 0.0
+    inside = replace(program, noise_scale=0.2)
+    assert ratio_of_moves(inside, card) > 0.5
 
 
 def metropolis_step(*arguments: torch.Tensor, **keywords: torch.Tensor) -> tuple[torch.Tensor, ...]:

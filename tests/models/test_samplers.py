@@ -24,7 +24,7 @@ from models.samplers.prediction import clean_prediction
 from models.schedules import alpha_bar, quadratic_grid
 
 from ..conftest import ZOO
-from .cards import denoiser_card, energy_card, vdrme_card
+from .cards import PLANE, denoiser_card, energy_card, vdrme_card
 
 ABAR = alpha_bar(ScheduleSpec())
 VARIANCE = 0.25  # of the Gaussian data
@@ -115,7 +115,7 @@ def test_the_default_spacing_is_quadratic_until_that_repeats_times(total):
 
 def test_iterate_and_accumulator_differ_from_three_steps_on():
     """(11) on the iterate and (33) on the accumulator agree up to T = 3 and differ from T = 4 on (SPEC 1)."""
-    card = denoiser_card(clip=False)
+    card = denoiser_card(image=PLANE, clip=False)
     pair = {
         t: [draw(card, sampler="iddim", steps=t, m=(0.5,), form=form) for form in ("iterate", "accumulator")]
         for t in (3, 4)
@@ -160,7 +160,7 @@ def test_a_perfect_prediction_stays_on_the_line_to_the_anchor(abar, m, p, n):
 @pytest.mark.parametrize("steps", [1, 3, 10])
 def test_ddim_on_gaussian_data_has_its_closed_form(steps):
     """With the exact eps of N(0, v) every DDIM step scales x by a known factor; the product is the result."""
-    card = denoiser_card(clip=False)
+    card = denoiser_card(image=PLANE, clip=False)
     factor, times = 1.0, (*reversed(quadratic_grid(steps)), 0)
     for t, s in itertools.pairwise(times):
         a_t, a_s = ABAR[t], ABAR[s]
@@ -175,7 +175,7 @@ def test_ddim_on_gaussian_data_has_its_closed_form(steps):
 
 def test_many_ddim_steps_give_the_data_variance():
     """With exact eps the probability flow ends at the data's standard deviation; error falls with the steps."""
-    card = denoiser_card(clip=False)
+    card = denoiser_card(image=PLANE, clip=False)
     deviations = [
         float(draw(card, gaussian_eps, count=200, sampler="ddim", steps=t, spacing="linear").std()) for t in (10, 100)
     ]
@@ -193,15 +193,21 @@ def test_the_stochastic_form_has_the_variance_of_its_recursion(eta):
         sigma = eta * sqrt((1 - a_s) / (1 - a_t) * (1 - a_t / a_s))
         k = sqrt(a_s * a_t) * VARIANCE + sqrt((1 - a_s - sigma**2) * (1 - a_t))
         variance = (k / (a_t * VARIANCE + 1 - a_t)) ** 2 * variance + sigma**2
-    values = draw(denoiser_card(clip=False), gaussian_eps, count=count, sampler="ddim", steps=steps, eta=eta)
+    values = draw(
+        denoiser_card(image=PLANE, clip=False), gaussian_eps, count=count, sampler="ddim", steps=steps, eta=eta
+    )
     assert float(values.var()) == pytest.approx(variance, rel=5 * sqrt(2 / (count * 64)))
 
 
 def test_clipping_acts_through_the_prediction():
-    """With the clip on, a wild network's samples stay in [-1, 1] at the end; with it off they do not."""
+    """With the clip on no prediction of a wild network leaves [-1, 1]; with it off they do, but not the last one."""
     wild = lambda **inputs: (inputs["sample"] * -3.0,)  # noqa: E731
-    assert draw(denoiser_card(), wild, sampler="iddim", steps=5).abs().max() <= 1.0
-    assert draw(denoiser_card(clip=False), wild, sampler="iddim", steps=5).abs().max() > 1.0
+    for card in (denoiser_card(), denoiser_card(clip=False)):
+        program = compile_sample(card, SampleOptions(sampler="iddim", steps=5))
+        result = run(program, card, {"denoiser": wild}, seed=11, count=3, keep_trace=True)
+        *before, last = [float(preview.abs().max()) for preview in result.previews]
+        assert (max(before) <= 1.0) == card.sampling.clip
+        assert last == float(result.state.abs().max()) == 1.0
 
 
 def test_m_per_step_is_used_step_by_step():
@@ -214,7 +220,7 @@ def test_m_per_step_is_used_step_by_step():
 
 def test_guidance_combines_two_rows():
     """(1+w) eps(x, c) - w eps(x, null), at twice the NFE; w = 0 costs one row and changes nothing."""
-    card = denoiser_card(clip=False)
+    card = denoiser_card(image=PLANE, clip=False)
 
     def labelled(sample, time, label):
         return (label.double().reshape(-1, 1, 1, 1).expand_as(sample),)
@@ -334,6 +340,7 @@ def test_any_options_compile_to_finite_coefficients_or_name_the_option(sampler, 
         ({"sampler": "custom", "steps": 2, "weights": ((1.0,), (1.0,))}, "weights"),
         ({"sampler": "custom", "steps": 1, "weights": ((-1.0,),)}, "weights"),
         ({"sampler": "custom", "steps": 1, "weights": ((0.0,),)}, "weights"),
+        ({"sampler": "custom", "steps": 1, "weights": ((float("inf"),),)}, "weights"),
     ],
 )
 def test_options_out_of_range_name_the_option(options, field):
@@ -358,3 +365,10 @@ def test_what_a_model_cannot_do_is_told_apart(card, options, field):
     with pytest.raises(UnsupportedError) as caught:
         compile_sample(card, SampleOptions(**options))
     assert caught.value.field == field
+
+
+def test_weights_whose_sum_overflows_are_told_so():
+    """Each is finite, not negative and more than nothing: what is wrong is their sum."""
+    options = SampleOptions(sampler="custom", steps=2, weights=((1.0,), (1e308, 1e308)))
+    with pytest.raises(OptionError, match="weights: the sum of row 1"):
+        compile_sample(denoiser_card(), options)
