@@ -13,9 +13,15 @@ from time import monotonic
 
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # compiled; not in the stubs
 
-LOOK_CALLS = 32
-"""Calls that are taken up between two looks, which cost a tenth of a millisecond each: a server that is not busy
-hardly looks."""
+LOOK_CALLS, MOST_CALLS = 32, 512
+"""Calls that are taken up between two looks: while calls wait, and at most, after looks that found none.
+
+A look costs a tenth of a millisecond, and half a kilobyte for good: gRPC's binding for Python does not free the text
+that it gets (grpc/grpc#43196).
+"""
+
+WAITING_SECONDS = 0.01
+"""From here on calls wait."""
 
 PAUSE_SECONDS = 0.005
 """A longer time between two calls was spent on waiting for the second one."""
@@ -30,6 +36,7 @@ class Backlog:
         self._clock = clock
         self._handled = 0
         self._taken = 0
+        self._until_look = LOOK_CALLS
         self._spent = 0.0
         self._last = clock()
         self.calls = 0
@@ -54,11 +61,15 @@ class Backlog:
         self._last = now
         self._handled += 1
         self._taken += 1
-        if self._taken >= LOOK_CALLS:
+        if self._taken >= self._until_look:
             self.calls = max(0, self._open_calls() - self._handled)
-            self._seconds = self.calls * self._spent / self._taken
+            self._seconds = self.calls * self._spent / LOOK_CALLS
             self._looked_at = now
+            waiting = self._seconds > WAITING_SECONDS
+            self._until_look = LOOK_CALLS if waiting else min(MOST_CALLS, 2 * self._until_look)
             self._taken, self._spent = 0, 0.0
+        elif self._taken == self._until_look - LOOK_CALLS:
+            self._spent = 0.0  # the time of the last calls before a look is what counts
 
     def __exit__(self, *error: object) -> None:
         """It has ended it."""

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from server.api.backlog import LOOK_CALLS, PAUSE_SECONDS, Backlog
+from server.api.backlog import LOOK_CALLS, MOST_CALLS, PAUSE_SECONDS, Backlog
 
 
 class Clock:
@@ -40,10 +40,10 @@ def test_calls_that_handlers_have_do_not_wait():
         for _ in range(LOOK_CALLS):
             clock.now += 0.001
             handlers.enter_context(backlog)
-        take(backlog, clock, LOOK_CALLS, 0.001)
+        take(backlog, clock, 2 * LOOK_CALLS, 0.001)
         assert backlog.seconds == 0.0
         opened[0] = LOOK_CALLS + 10
-        take(backlog, clock, LOOK_CALLS, 0.001)
+        take(backlog, clock, 4 * LOOK_CALLS, 0.001)
         assert backlog.seconds == pytest.approx(0.009)  # beside the one that is being handled
 
 
@@ -55,6 +55,22 @@ def test_a_server_that_is_not_busy_does_not_look():
     assert looks == []
     take(backlog, clock, 1, 1.0)
     assert len(looks) == 1
+
+
+def test_looks_are_few_while_nobody_waits():
+    """gRPC does not free what a look gets; and one that finds calls waiting is followed by more."""
+    looks: list[float] = []
+    opened = [0]
+    clock = Clock()
+    backlog = Backlog(lambda: looks.append(clock.now) or opened[0], clock=clock)
+    take(backlog, clock, 100 * MOST_CALLS, 0.001)
+    assert len(looks) <= 105
+    opened[0] = 1000
+    take(backlog, clock, MOST_CALLS, 0.0005)
+    assert backlog.seconds == pytest.approx(0.5, rel=0.1), "by the time of the last calls alone"
+    before = len(looks)
+    take(backlog, clock, 10 * LOOK_CALLS, 0.0005)
+    assert len(looks) - before >= 9
 
 
 def test_the_time_before_a_burst_does_not_count():
