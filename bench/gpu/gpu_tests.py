@@ -19,6 +19,9 @@ TESTS = Path(__file__).parents[2] / "tests"
 MARKED = re.compile(r"\bpytest\.mark\.gpu\b")
 """What the files have whose tests run on a GPU. Others are not even collected: that takes all that they import."""
 
+PYTEST = "import signal, sys, pytest; signal.signal(signal.SIGINT, signal.default_int_handler); sys.exit(pytest.main())"
+"""pytest that can be interrupted, as what is started in the background of a shell cannot."""
+
 STOP_SECONDS = 8.0
 """In which tests that took too long are to stop, and pytest to write what was found until then."""
 
@@ -52,7 +55,7 @@ def run_tests(setting: Setting, files: list[Path] | None = None) -> Findings:
     """
     found = setting.output / "tests.xml"
     files = gpu_test_files() if files is None else files
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "--tb=short", f"--junitxml={found}", *map(str, files)]
+    command = [sys.executable, "-c", PYTEST, "-m", "gpu", "--tb=short", f"--junitxml={found}", *map(str, files)]
     # A machine with a GPU may lack a plugin that the project's settings name, or have versions that warn of themselves.
     command += ["-o", "addopts=", "-o", "filterwarnings=default"]
     if find_spec("xdist") is not None:  # the kernels' tests compile, each for itself
