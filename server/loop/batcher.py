@@ -139,16 +139,17 @@ class Batcher:
         group = (job.model, row.current.network, row.current.kind)
         full = min(self.prediction.batch_rows(group[:2]), most * row.network_rows)
         room = self.prediction.room(job, lines, full, (deadline - now) / sharing)
+        asked = len(shares) * len(job.rows) * job.row_seconds
         try:
             self.admission.check(job, now, wait + run)
             if self._next_rows(group) * row.network_rows >= full:
                 model.crowd.check(job, now, self.admission.drain)
         except (DeadlineExceeded, Overloaded):
             if room > 0:
-                model.crowd.note(now, room, refused=True)
+                model.crowd.note(now, room, asked, refused=True)
             raise
         if room > 0:
-            model.crowd.note(now, room, refused=False)
+            model.crowd.note(now, room, asked, refused=False)
         return entry
 
     def _row_seconds(self, model: Slots, job: Job) -> float:

@@ -6,11 +6,15 @@ little, and if each were taken that finds room, then under overload the first ki
 room, and the second would hardly ever be taken: long programs with patience would crowd out the short ones, of which
 several could be answered in the same time. So as soon as more than a few requests are refused, the room of the tightest
 of these binds everyone, and all are refused in the same proportion.
+
+Only while more is asked for than the device can do. Else what is refused after a slow spell, for the others' sake,
+would itself be the reason to go on refusing.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
+from typing import NamedTuple
 
 from sortedcontainers import SortedList
 
@@ -26,6 +30,14 @@ RECENT_REQUESTS = 256
 """What is recent: at most that long ago, and at most so many."""
 
 
+class _Asked(NamedTuple):
+    """A recent request: when it came, its room if it was refused, and the seconds of the device that it asked for."""
+
+    when: float
+    room: float | None
+    seconds: float
+
+
 class Crowd:
     """The rows that one model has in work for requests with deadlines, and how many there may be.
 
@@ -35,7 +47,8 @@ class Crowd:
 
     def __init__(self) -> None:
         self._rows: Counter[int] = Counter()  # by priority
-        self._recent: deque[tuple[float, float | None]] = deque()  # (when, its room if it was refused)
+        self._recent: deque[_Asked] = deque()
+        self._seconds = 0.0  # of the device, that the recent ones asked for
         self._refused: SortedList[float] = SortedList()
 
     def check(self, job: Job, now: float, drain: DrainRate) -> None:
@@ -54,9 +67,13 @@ class Crowd:
             message = f"{rows} rows with deadlines are in work, and more than {bound:.0f} leave others no room"
             raise Overloaded(message, drain.retry_seconds(rows))
 
-    def note(self, now: float, room: float, *, refused: bool) -> None:
-        """A request with so much room came, and was taken or refused."""
-        self._recent.append((now, room if refused else None))
+    def note(self, now: float, room: float, seconds: float, *, refused: bool) -> None:
+        """A request with so much room came, and was taken or refused.
+
+        seconds: of the device's time that is this model's, that it takes in full batches; 0 where that is not known.
+        """
+        self._recent.append(_Asked(now, room if refused else None, seconds))
+        self._seconds += seconds
         if refused:
             self._refused.add(room)
         self._forget(now)  # here, too: nobody asks while there is room for all
@@ -74,15 +91,19 @@ class Crowd:
             self._rows[job.priority] += rows * (2 if job.rows[0].program.lines[0].guided else 1)
 
     def _bound(self, now: float) -> float:
-        """The least room that a request had that was refused lately, but for a minority; infinite where few were."""
+        """The least room that a request had that was refused lately, but for a minority; infinite where few were, or
+        where all that was asked for could have been done."""
         self._forget(now)
+        if self._recent and self._seconds < now - self._recent[0].when:
+            return float("inf")
         minority = int(MINORITY * len(self._recent))
         return self._refused[minority] if len(self._refused) > minority else float("inf")
 
     def _forget(self, now: float) -> None:
         """Drop what is not recent."""
         recent = self._recent
-        while recent and (len(recent) > RECENT_REQUESTS or recent[0][0] < now - RECENT_SECONDS):
-            room = recent.popleft()[1]
-            if room is not None:
-                self._refused.remove(room)
+        while recent and (len(recent) > RECENT_REQUESTS or recent[0].when < now - RECENT_SECONDS):
+            asked = recent.popleft()
+            self._seconds = self._seconds - asked.seconds if recent else 0.0  # rounding errors do not pile up
+            if asked.room is not None:
+                self._refused.remove(asked.room)

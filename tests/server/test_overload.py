@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -138,7 +140,7 @@ def test_the_room_of_the_tightest_binds_those_in_its_way():
     """Of 100 requests 10 were refused; the bound leaves out 5 % of all, and counts rows of no lower priority."""
     crowd = Crowd()
     for i in range(100):
-        crowd.note(1.0, float(i), refused=i < 10)
+        crowd.note(1.0, float(i), 1.0, refused=i < 10)
     crowd.enter(job_of(9.0, rows=2, guided=True))
     crowd.check(job_of(9.0), 1.0, DrainRate())
     crowd.enter(job_of(9.0))
@@ -153,19 +155,42 @@ def test_a_few_refused_requests_bind_nobody():
     """Where one request in twenty finds no room, the others are not refused for its sake."""
     crowd = Crowd()
     for i in range(100):
-        crowd.note(1.0, 3.0, refused=i < 5)
+        crowd.note(1.0, 3.0, 1.0, refused=i < 5)
     crowd.enter(job_of(9.0, rows=50))
     crowd.check(job_of(9.0), 1.0, DrainRate())
-    crowd.note(1.0, 3.0, refused=True)
+    crowd.note(1.0, 3.0, 1.0, refused=True)
     with pytest.raises(Overloaded):
         crowd.check(job_of(9.0), 1.0, DrainRate())
+
+
+def test_nobody_is_bound_where_all_that_was_asked_for_can_be_done():
+    """Half of the requests were refused, but in five seconds the device was asked for four."""
+    for seconds, bound in ((0.04, False), (0.06, True)):
+        crowd = Crowd()
+        for i in range(101):
+            crowd.note(i / 20, 3.0, seconds, refused=i % 2 == 0)
+        crowd.enter(job_of(9.0, rows=50))
+        with pytest.raises(Overloaded) if bound else nullcontext():
+            crowd.check(job_of(9.0), 5.0, DrainRate())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_who_has_time_is_answered_after_a_burst(seed):
+    """After a second of ten times the load a part of what came then is answered beside all that comes now, instead of
+    being refused for the sake of each other."""
+    kinds = (Kind(1, 40, 2.0), Kind(4, 40), Kind(8, 40))
+    simulation = Simulation(Device(0.004, 0.004, 64), 256, seed, step_seconds=0.02)
+    simulation.run(0.8, kinds, 5.0).run(10.0, kinds, 1.0)
+    simulation.forget()
+    simulation.run(0.8, kinds, 15.0)
+    assert sum(simulation.met.values()) >= 1.14 * sum(simulation.offered.values())
 
 
 def test_rows_without_deadlines_are_not_counted():
     """They wait behind the others, and take nobody's room."""
     crowd = Crowd()
     for _ in range(10):
-        crowd.note(1.0, 3.0, refused=True)
+        crowd.note(1.0, 3.0, 1.0, refused=True)
     crowd.enter(job_of(None, rows=50))
     crowd.check(job_of(9.0), 1.0, DrainRate())
 
