@@ -46,19 +46,19 @@ def measure_kernels(
         sizes = CPU_SIZES[-1:] if quick else CPU_SIZES
     cases = all_cases(quick=quick, sizes=sizes)
     times: list[KernelTime] = []
-    for compiled in (False, True) if compiles else (False,):
-        for index, case in enumerate(cases):
-            if seconds is not None and monotonic() - began > seconds:
-                break
-            if not compiled:
-                report(case.name)
-                times.append(_measure(case, device, {"ours": ours(case), "eager": eager(case)}))
-            elif index < len(times):
-                report(f"{case.name}: compiling")
-                # Anew for each case, at its own shapes; after eight for one function torch would go on uncompiled.
-                torch.compiler.reset()
-                found = _measure(case, device, {"compiled": torch.compile(eager(case), dynamic=False)}, copies=False)
-                times[index] = _both(times[index], found)
+    for case in cases:
+        if seconds is not None and monotonic() - began > seconds:
+            break
+        report(case.name)
+        times.append(_measure(case, device, {"ours": ours(case), "eager": eager(case)}))
+    for index, case in enumerate(cases[: len(times)] if compiles else ()):
+        if seconds is not None and monotonic() - began > seconds:
+            break
+        report(f"{case.name}: compiling")
+        # Anew for each case, at its own shapes; after eight for one function torch would go on uncompiled.
+        torch.compiler.reset()
+        found = _measure(case, device, {"compiled": torch.compile(eager(case), dynamic=False)}, copies=False)
+        times[index] = _both(times[index], found)
     return KernelsResult(
         environment=environment,
         device=torch.cuda.get_device_name(device) if fused else environment.cpu,
@@ -81,10 +81,7 @@ def _measure(case: Case, device: torch.device, steps: dict[str, Step], *, copies
     for name, in_turn in calls.items():
         try:
             times[name] = seconds_a_call(in_turn, device, case.bytes)
-        except (
-            RuntimeError,
-            TritonError,
-        ) as error:  # theirs, and their compilers'; the others are measured all the same
+        except (RuntimeError, TritonError) as error:  # the others are measured all the same
             errors[name] = f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]
     return KernelTime(
         kernel=case.kernel,

@@ -33,13 +33,6 @@ from .prediction import Prediction
 from .ready import Group, Ready
 from .slots import Entry, Slots
 
-MOST_OF_PREDICTED = 3.0
-"""How many times as long as their steps are predicted to take rows are expected to hold their slots, at the most.
-
-Rows that end lately tell best how fast slots come free under load: those with earlier deadlines overtake, and some are
-late. But they may have been of another kind, or alone in their batches, and must not have a server refuse for good what
-it could do at once."""
-
 
 class Batcher:
     """Queues, slots and the order in which rows run."""
@@ -99,7 +92,7 @@ class Batcher:
         now = self._clock()
         model.check(job)
         job.order = self._next_order()
-        job.row_seconds = self._row_seconds(model, job)
+        job.row_seconds = self.prediction.row_seconds(job, model.rows_at_once(job.rows[0]))
         if job.deadline is None:
             job.entry = entry = (due(job, now), job.order, job)
             self.admission.check(job, now, 0.0)
@@ -133,9 +126,7 @@ class Batcher:
         run = len(shares) * self.prediction.run_seconds(job.model, lines, width)
         job.latest_start = deadline - run
         job.entry = entry = (due(job, now), job.order, job)
-        until = model.rows_until(entry)
-        most_seconds = MOST_OF_PREDICTED * len(shares) * model.row_seconds(job)
-        wait = min(self.admission.drain.seconds(until), until * most_seconds)
+        wait = model.wait_seconds(entry, self.admission.drain, len(shares))
         group = (job.model, row.current.network, row.current.kind)
         full = min(self.prediction.batch_rows(group[:2]), most * row.network_rows)
         room = self.prediction.room(job, lines, full, (deadline - now) / sharing)
@@ -151,12 +142,6 @@ class Batcher:
         if room > 0:
             model.crowd.note(now, room, asked, refused=False)
         return entry
-
-    def _row_seconds(self, model: Slots, job: Job) -> float:
-        """See `server.types.Job`."""
-        row = job.rows[0]
-        most = model.rows_at_once(row)
-        return self.prediction.run_seconds(job.model, row.program.line_counts, most * row.network_rows) / most
 
     def end(self, job: Job, error: ServerError, reason: str) -> bool:
         """End a job from outside: its caller is gone, or a stop will not wait for it.

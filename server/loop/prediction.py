@@ -105,6 +105,11 @@ class Prediction:
         """Time for a program whose rows have slots: one round a line, of `network_rows` with its own among them."""
         return sum(n * self.round_seconds((model, network), network_rows) for (network, _), n in lines.items())
 
+    def row_seconds(self, job: Job, most: int) -> float:
+        """See `server.types.Job`; most: rows like the job's that there are slots for."""
+        row = job.rows[0]
+        return self.run_seconds(job.model, row.program.line_counts, most * row.network_rows) / most
+
     def room(self, job: Job, lines: Lines, full: int, seconds: float) -> float:
         """Network rows that may go round beside a job for it to be done in `seconds`; 0 or less where none may.
 

@@ -6,10 +6,19 @@ from sortedcontainers import SortedList
 
 from ..errors import InvalidArgument
 from ..types import Job, Row
+from .admission import DrainRate
 from .crowd import Crowd
 
 Entry = tuple[float, int, Job]
 """(due, order, job), the next one first."""
+
+
+MOST_OF_PREDICTED = 3.0
+"""How many times as long as their steps are predicted to take rows are expected to hold their slots, at the most.
+
+Rows that end lately tell best how fast slots come free under load: those with earlier deadlines overtake, and some are
+late. But they may have been of another kind, or alone in their batches, and must not have a server refuse for good what
+it could do at once."""
 
 
 class Slots:
@@ -76,15 +85,18 @@ class Slots:
         self._waiting_rows -= job.waiting
         self._seconds -= job.waiting * job.row_seconds
 
-    def rows_until(self, entry: Entry) -> float:
-        """How many rows have to end until a job has slots for all of its own, by the share of jobs before it."""
-        job = entry[2]
-        return max(0.0, self._ahead(entry) * self._waiting_rows + len(job.rows) - self.free_for(job.rows[0]))
+    def wait_seconds(self, entry: Entry, drain: DrainRate, sharing: int) -> float:
+        """Predicted seconds until a job has slots for all its rows; sharing: how many shares the device is in.
 
-    def row_seconds(self, job: Job) -> float:
-        """`server.types.Job.row_seconds`, of all rows that are here and the job's own on average."""
+        As fast as rows have ended lately, but bounded by what the steps of those that are here are predicted to take.
+        """
+        job = entry[2]
         rows = len(job.rows)
-        return (self._seconds + rows * job.row_seconds) / (self.in_flight + self._waiting_rows + rows)
+        missing = self._ahead(entry) * self._waiting_rows + rows - self.free_for(job.rows[0])
+        if missing <= 0.0:
+            return 0.0
+        each = (self._seconds + rows * job.row_seconds) / (self.in_flight + self._waiting_rows + rows)
+        return min(drain.seconds(missing), missing * MOST_OF_PREDICTED * sharing * each)
 
     def _ahead(self, entry: Entry) -> float:
         """Which share of the jobs that wait comes before an entry."""

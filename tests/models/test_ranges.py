@@ -10,23 +10,14 @@ import torch
 
 from kernels.cpu import ensemble_step
 from models.card import ImageSpec
-from models.checkpoint import load_checkpoint, load_modules
+from models.checkpoint import load_modules
 from models.networks.classifier import one_thread
 from models.run import networks_of, run
-from models.samplers import (
-    SampleOptions,
-    available_refiners,
-    available_samplers,
-    compile_refine,
-    compile_sample,
-)
+from models.samplers import SampleOptions, compile_refine, compile_sample
 
 from ..conftest import ZOO
 from .cards import denoiser_card, vdrme_card
-
-CARDS = {card.name: card for card in (load_checkpoint(path.parent) for path in sorted(ZOO.glob("*/checkpoint.json")))}
-SAMPLED = [(name, sampler) for name, card in CARDS.items() for sampler in available_samplers(card)]
-REFINED = [(name, method) for name, card in CARDS.items() for method in available_refiners(card)]
+from .zoo import CARDS, REFINED, SAMPLED
 
 
 @pytest.fixture(autouse=True)

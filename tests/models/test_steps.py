@@ -4,22 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from models.checkpoint import load_checkpoint
-from models.samplers import (
-    SampleOptions,
-    available_refiners,
-    available_samplers,
-    compile_refine,
-    compile_sample,
-)
-from tests.conftest import ZOO
+from models.samplers import SampleOptions, compile_refine, compile_sample
 
-CARDS = {card.name: card for card in (load_checkpoint(path.parent) for path in sorted(ZOO.glob("*/checkpoint.json")))}
-SAMPLERS = [(name, sampler) for name, card in CARDS.items() for sampler in available_samplers(card)]
-REFINERS = [(name, method) for name, card in CARDS.items() for method in available_refiners(card)]
+from .zoo import CARDS, REFINED, SAMPLED
 
 
-@pytest.mark.parametrize(("model", "sampler"), [pair for pair in SAMPLERS if pair[1] != "custom"])
+@pytest.mark.parametrize(("model", "sampler"), [pair for pair in SAMPLED if pair[1] != "custom"])
 def test_what_the_default_is_can_be_asked_for(model: str, sampler: str):
     """The steps of the default program give that program, whatever networks it evaluates before and after them."""
     default = compile_sample(CARDS[model], SampleOptions(sampler=sampler))
@@ -27,7 +17,7 @@ def test_what_the_default_is_can_be_asked_for(model: str, sampler: str):
 
 
 @pytest.mark.parametrize("metropolis", [0.0, 1.0])
-@pytest.mark.parametrize(("model", "method"), REFINERS)
+@pytest.mark.parametrize(("model", "method"), REFINED)
 def test_a_refinement_has_the_steps_that_were_asked_for(model: str, method: str, metropolis: float):
     """Not those that score, nor the one that judges the last proposal of MALA."""
     parameters = (("metropolis", (metropolis,)),) if method == "langevin" else ()
