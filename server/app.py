@@ -139,6 +139,7 @@ class App:
             batching=self.config.batching,
             depth=backend.depth,
             turn=backend.turn,
+            at_once_seconds=backend.at_once_seconds,
             on_step=lambda *step: self.metrics.observe_step(*step),
             on_death=self._on_death,
             traces=self._tracing is not None,

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+AT_ONCE_SECONDS = 0.002
+"""So long the event loop may stand still for the sake of one request, and others be read so much later."""
+
 TURN = 16  # steps in a row of one batch, while nobody else waits
 
 
@@ -39,6 +42,10 @@ class Backend(Protocol):
     @property
     def turn(self) -> int:
         """How many steps in a row a batch may take while nobody else waits."""
+
+    @property
+    def at_once_seconds(self) -> float:
+        """How long a job may be for whoever submits it to run it at once, where it has the device to itself."""
 
     @property
     def invariance_known(self) -> bool:
@@ -60,6 +67,7 @@ class HostBackend:
     device = "cpu"
     depth = 1
     turn = 1
+    at_once_seconds = AT_ONCE_SECONDS
     invariance_known = True
 
     def __init__(self, runtime: Runtime) -> None:
@@ -74,6 +82,7 @@ class HostBackend:
 class DeviceBackend:
     """States, updates and networks as torch tensors on a device (`server.loop.device`)."""
 
+    at_once_seconds = 0.0  # streams, and torch's modes, are the thread's own
     invariance_known = False
 
     def __init__(self, runtime: DeviceRuntime, stream: Stream, *, depth: int, turn: int) -> None:

@@ -55,7 +55,7 @@ class Served:
         self._sizes = RowSizes.of(bundle.card)
         runner = backend.runner(bundle, limits, fixed_rows={})
         runner.warm_up()
-        self.engine = Engine(limits, depth=backend.depth, turn=backend.turn)
+        self.engine = Engine(limits, depth=backend.depth, turn=backend.turn, at_once_seconds=backend.at_once_seconds)
         self.engine.add_model(self.key, runner)
 
     def __enter__(self) -> Self:

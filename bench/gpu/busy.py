@@ -63,6 +63,7 @@ class Meter:
     def __init__(self, backend: Backend, clock: Callable[[], float]) -> None:
         self._backend, self._clock = backend, clock
         self.device, self.depth, self.turn = backend.device, backend.depth, backend.turn
+        self.at_once_seconds = backend.at_once_seconds
         self.invariance_known = backend.invariance_known
         self.reset()
 

@@ -149,7 +149,7 @@ def _measure(options: argparse.Namespace, plan: _Plan, console: Console) -> Prof
         pause=options.pause,
         bare=Server.of("the engine alone, in a loop", bare),
         echo=Server.of("an echo, no engine", echo_calls),
-        floor=Server.of("the floor: gRPC and a thread with the engine", floor_calls),
+        floor=Server.of("the floor: gRPC and the engine in its event loop", floor_calls),
         served=Server.of("fewstep", served),
         probed=Server.of("fewstep, with probes", probed_calls),
         stages=stage_times([call for call, _ in kept], [marks for _, marks in kept]),

@@ -1,17 +1,15 @@
 """The least that a server of this kind can cost: `python -m bench.profile.floor [GRAPH RUNS]`.
 
-A grpc.aio server with one method, bytes to bytes, and nothing of this project. With a graph it hands each call to a
-thread, which runs the graph RUNS times with one row of zeros, and answers with the seconds that this took: what is left
-is the gRPC library, the event loop and the way to a thread and back. Without one it answers at once.
+A grpc.aio server with one method, bytes to bytes, and nothing of this project. With a graph a call runs it RUNS times
+with one row of zeros, right there in the event loop, and answers with the seconds that this took: what is left is the
+gRPC library and the event loop. Without one it answers at once.
 """
 
 from __future__ import annotations
 
 import asyncio
-import queue
 import struct
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
@@ -36,28 +34,17 @@ def _network(graph: Path) -> Callable[[], None]:
     return lambda: session.run(None, inputs)
 
 
-def _work(run: Callable[[], None], runs: int, calls: queue.SimpleQueue[Callable[[float], object]]) -> None:
-    while True:
-        answer = calls.get()
+async def serve(graph: Path | None, runs: int) -> None:
+    """Serve until the process is ended."""
+    run = None if graph is None else _network(graph)
+
+    async def call(request: bytes, context: Any) -> bytes:
+        if run is None:
+            return SECONDS.pack(0.0)
         started = perf_counter()
         for _ in range(runs):
             run()
-        answer(perf_counter() - started)
-
-
-async def serve(graph: Path | None, runs: int) -> None:
-    """Serve until the process is ended."""
-    calls: queue.SimpleQueue[Callable[[float], object]] = queue.SimpleQueue()
-    loop = asyncio.get_running_loop()
-    if graph is not None:
-        threading.Thread(target=_work, args=(_network(graph), runs, calls), daemon=True).start()
-
-    async def call(request: bytes, context: Any) -> bytes:
-        if graph is None:
-            return SECONDS.pack(0.0)
-        done: asyncio.Future[float] = loop.create_future()
-        calls.put(lambda seconds: loop.call_soon_threadsafe(done.set_result, seconds))
-        return SECONDS.pack(await done)
+        return SECONDS.pack(perf_counter() - started)
 
     server = grpc.aio.server()
     service, method = METHOD.removeprefix("/").split("/")

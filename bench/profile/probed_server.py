@@ -26,7 +26,8 @@ def install(recorder: Recorder) -> None:
     _wrap(observed.Observed, "__init__", lambda function: recorder.before(function, "dispatch"))
     _wrap(Gate, "enter", lambda function: recorder.after(function, "observe"))
     _wrap(calls.PendingJob, "done", lambda function: _submission(recorder, function))
-    _wrap(engine.Engine, "submit", lambda function: recorder.after(function, "admit"))
+    _wrap(engine.Engine, "submit", lambda function: _admission(recorder, function))
+    _wrap(engine.Engine, "_run_at_once", lambda function: recorder.before(function, "admit"))
     _wrap(runner.ModelRunner, "run", lambda function: _step(recorder, function))
     _wrap(OnnxSession, "run", lambda function: recorder.after(recorder.before(function, "gather"), "network"))
     _wrap(calls.PendingJob, "on_done", lambda function: recorder.before(function, "complete"))
@@ -57,9 +58,20 @@ def _submission(recorder: Recorder, done: Callable[..., Any]) -> Callable[..., A
     return marked
 
 
+def _admission(recorder: Recorder, submit: Callable[..., Any]) -> Callable[..., Any]:
+    """A request that was run at once has been admitted for long when `submit` returns."""
+
+    def marked(*arguments: Any) -> None:
+        submit(*arguments)
+        if recorder.last == "prepare":
+            recorder.mark("admit")
+
+    return marked
+
+
 def _step(recorder: Recorder, run: Callable[..., float]) -> Callable[..., float]:
     def marked(*arguments: Any) -> float:
-        recorder.mark("wake engine" if recorder.last == "admit" else "complete")
+        recorder.mark("schedule" if recorder.last == "admit" else "complete")
         seconds = run(*arguments)
         recorder.mark("update")
         return seconds

@@ -20,7 +20,7 @@ def markdown(profile: Profile) -> str:
         *(_server(server) for server in rows),
         "",
         f"The server adds {1e3 * served:.2f} ms at p50 to the engine's own time.",
-        f"A server of the gRPC library, with nothing in it but a thread for the engine, adds {1e3 * floor:.2f} ms, "
+        f"A server of the gRPC library, with nothing in it but the engine, adds {1e3 * floor:.2f} ms, "
         f"{_percent(floor / served)} of that; a call that does nothing takes {1e3 * profile.echo.total['p50']:.2f} ms.",
         f"The ratio to that floor is {profile.over_floor:.2f}.",
         "The engine's own time is that within each server: longer than in a bare loop, as others use the caches.",

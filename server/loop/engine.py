@@ -2,6 +2,9 @@
 
 On the CPU a step has run when it has been enqueued. On a GPU the next one is scheduled and enqueued while it runs, so
 that the device never waits for the host.
+
+A short job that has the device to itself may be run by the thread that submits it, which spares it the way to the
+engine's thread and back. The device is lent for that time: the engine's thread does not touch it.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from ..errors import Cancelled, Internal, ServerError, StepFailed, Unavailable
 from ..types import Batch, Job, ModelKey, Row, StepRecord
 from .batcher import Batcher
 from .cohorts import Cohorts
+from .company import Company
 from .load import ModelLoad
 from .protocols import DeviceLost, NetworkError, Runner, Step
 
@@ -58,6 +62,7 @@ class Engine:
         batching: str = "step",
         depth: int = 1,
         turn: int = 1,
+        at_once_seconds: float = 0.0,
         clock: Callable[[], float] = perf_counter,
         on_step: StepObserver | None = None,
         on_death: Callable[[BaseException], None] | None = None,
@@ -67,6 +72,8 @@ class Engine:
 
         depth: how many batches the device is given ahead, the one that runs included. turn: how many steps in a row one
         may take while nobody else waits.
+        at_once_seconds: how long `submit` may take to run a job that has the device to itself, before it returns; with
+        0 it never runs one. Only where a step has run when it has been enqueued.
         on_step is told of every batch and its seconds; on_death of an error that ended the loop itself.
 
         traces: whether there may be jobs with a `trace`.
@@ -77,7 +84,13 @@ class Engine:
         self._on_death = on_death
         self._traces = traces
         self._depth = depth
-        self._changed = threading.Condition()
+        self._at_once_seconds = at_once_seconds
+        self._company = Company()
+        self._lock = threading.RLock()
+        self._work = threading.Condition(self._lock)  # the engine's thread waits for it
+        self._calm = threading.Condition(self._lock)  # those wait for it who need a model, or all of them, idle
+        self._lent = False
+        self._failure: BaseException | None = None
         self._stopping = False
         self._ended = False
         self._step_began: float | None = None
@@ -96,20 +109,20 @@ class Engine:
 
     def add_model(self, key: ModelKey, runner: Runner) -> None:
         """Make a warmed-up model known; jobs for it may be submitted from now on."""
-        with self._changed:
+        with self._lock:
             self._runners[key] = runner
             self.batcher.add_model(key, runner.capacity)
 
     def close_model(self, key: ModelKey) -> None:
         """Refuse new jobs of a model; those that it has go on."""
-        with self._changed:
+        with self._lock:
             self.batcher.close_model(key)
 
     def remove_model(self, key: ModelKey) -> None:
         """Refuse new jobs of a model, wait for those that it has, and forget it."""
-        with self._changed:
+        with self._lock:
             self.batcher.close_model(key)
-            self._changed.wait_for(lambda: self._idle(key) or self._ended)
+            self._calm.wait_for(lambda: self._idle(key) or self._ended)
             self.batcher.remove_model(key)
             del self._runners[key]
 
@@ -119,7 +132,7 @@ class Engine:
 
     def snapshot(self) -> tuple[dict[ModelKey, ModelLoad], list[Row]]:
         """What each model has in work, and all rows that hold a slot; rows go on while the caller looks at them."""
-        with self._changed:
+        with self._lock:
             loads = {key: self.batcher.load_of(key) for key in self._runners}
             running = [row for flight in self._flights for row in flight.batch.rows]
             # A row may be in two batches of those that the device has been given.
@@ -136,42 +149,83 @@ class Engine:
         return 0.0 if began is None else self._clock() - began
 
     def submit(self, job: Job) -> None:
-        """Queue a job.
+        """Queue a job, or run it at once.
 
         Raises:
             ServerError: it is refused (see `Admission.check`), or the engine has stopped.
         """
         job.arrived = job.arrived or self._clock()
-        with self._changed:
+        with self._lock:
             if self._stopping:
                 raise Unavailable("the engine has stopped")
             self.batcher.submit(job)
-            self._changed.notify()
+            at_once = self._at_once_seconds > 0.0 and self._may_run_at_once(job)
+            if at_once:
+                self._lent = True
+            else:
+                self._work.notify()
+        if at_once:
+            self._run_at_once()
+
+    def _may_run_at_once(self, job: Job) -> bool:
+        """Whether a job that was queued just now has the device to itself, and is predicted to be short."""
+        alone = self._company.arrive(self.batcher.jobs - 1)
+        if not alone or self._lent or self._flights or job.on_preview is not None or not self.alive:
+            return False
+        cost = self.batcher.prediction.usual_cost(job.model, job.rows[0].program.line_counts)
+        if cost is None:
+            return False
+        fixed, per_row = cost
+        return fixed + per_row * sum([row.network_rows for row in job.rows]) <= self._at_once_seconds
+
+    def _run_at_once(self) -> None:
+        """Run the only job in this thread, which has been lent the device, until it has ended or has company."""
+        try:
+            while (batch := self._lone_batch()) is not None:
+                self._enqueue(batch)
+                self._complete(self._flights[0])
+        except BaseException as error:
+            self._failure = error  # as in the loop, which ends with it
+        finally:
+            with self._lock:
+                self._lent = False
+                if self._failure or self._stopping or not self.batcher.idle or self.batcher.rows_in_flight:
+                    self._work.notify()
+
+    def _lone_batch(self) -> Batch | None:
+        with self._lock:
+            if self._stopping or self.batcher.jobs != 1:
+                return None
+            batch, ended = self.batcher.schedule()
+            if batch is not None:
+                self._take_off(batch)
+        self._finish(ended)
+        return batch
 
     def cancel(self, job: Job) -> None:
         """The caller is gone; `on_done` is not called."""
-        with self._changed:
+        with self._lock:
             self.batcher.end(job, Cancelled("the caller is gone"), "cancelled")
-            self._changed.notify()
+            self._work.notify()
 
     def close_admission(self) -> None:
         """From now on every new job is refused with Unavailable."""
-        with self._changed:
+        with self._lock:
             self.batcher.admission.open = False
 
     def drain(self, seconds: float) -> bool:
         """Wait until no job is left, at most `seconds`. Returns whether that was reached."""
-        with self._changed:
-            return self._changed.wait_for(lambda: self.batcher.idle or self._ended, timeout=seconds) and not self._ended
+        with self._lock:
+            return self._calm.wait_for(lambda: self.batcher.idle or self._ended, timeout=seconds) and not self._ended
 
     def stop(self) -> bool:
         """End the loop after the running step; jobs that are left end with Unavailable.
 
         Returns False when that step hangs: its thread is left behind.
         """
-        with self._changed:
+        with self._lock:
             self._stopping = True
-            self._changed.notify_all()
+            self._work.notify()
         if self._thread.ident is not None:
             self._thread.join(STOP_SECONDS)
         if self._thread.is_alive():
@@ -207,21 +261,28 @@ class Engine:
         None when the engine is to stop, or for now when there is none while the device is busy.
         """
         while True:
-            with self._changed:
+            with self._lock:
+                while self._lent:
+                    self._work.wait()
+                if self._failure is not None:
+                    raise self._failure
                 while not self._stopping and (early := self._early_seconds()) > 0.0:
-                    self._changed.wait(early)
+                    self._work.wait(early)
                 if self._stopping:
                     return None
                 batch, ended = self.batcher.schedule(self._free_at())
                 if batch is not None:
-                    self._flights.append(_Flight(batch, self._clock(), [row.line for row in batch.rows]))
+                    self._take_off(batch)
                 elif not ended and not self._flights:
-                    self._changed.notify_all()
-                    self._changed.wait()
+                    self._calm.notify_all()
+                    self._work.wait()
                     continue
             self._finish(ended)
             if batch is not None or self._flights:
                 return batch
+
+    def _take_off(self, batch: Batch) -> None:
+        self._flights.append(_Flight(batch, self._clock(), [row.line for row in batch.rows]))
 
     def _early_seconds(self) -> float:
         """How long a busy device can go without the next batch; 0 or less where it must be given now."""
@@ -252,7 +313,7 @@ class Engine:
         except Exception as error:
             self._fail(batch, error)
         if self._depth > 1:
-            with self._changed:
+            with self._lock:
                 self.batcher.go_on(batch)
 
     def _enqueue_or_split(self, batch: Batch, steps: list[Step]) -> None:
@@ -291,11 +352,11 @@ class Engine:
             row.preview = None
         if self._traces:
             _record_step(flight, started, seconds)
-        with self._changed:
+        with self._lock:
             ended = self.batcher.complete(batch, seconds, network_seconds)
             self._flights.popleft()
             self._step_began = now if self._flights else None
-            self._changed.notify_all()  # drain() and remove_model() wait for idleness
+            self._calm.notify_all()
         self._finish(ended)
         if self._on_step is not None:
             _tell(self._on_step, batch, seconds)
@@ -307,10 +368,10 @@ class Engine:
             row.failure = row.failure or StepFailed(f"the step failed: {error}")
 
     def _abandon(self, reason: ServerError) -> None:
-        with self._changed:
+        with self._lock:
             self._stopping = self._ended = True
             left = [job for job in self.batcher.open_jobs() if self.batcher.end(job, reason, "failed")]
-            self._changed.notify_all()
+            self._calm.notify_all()
         self._finish([(job, reason) for job in left])
 
     @staticmethod

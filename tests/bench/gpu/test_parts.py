@@ -121,7 +121,9 @@ def test_callers_keep_the_engine_busy(tmp_path: Path):
 def test_a_batch_that_ran_before_the_window_does_not_count():
     """The share is of the time from the end of one batch to the end of another, and of those that ended in it."""
     ends = iter([100.0, 101.0, 103.0])
-    meter = Meter(SimpleNamespace(device="cpu", depth=1, turn=1, invariance_known=False), lambda: next(ends))
+    meter = Meter(
+        SimpleNamespace(device="cpu", depth=1, turn=1, at_once_seconds=0.0, invariance_known=False), lambda: next(ends)
+    )
     meter.count(50.0, 64)
     assert (meter.batches, meter.elapsed) == (0, 0.0)
     for seconds in (0.9, 1.5):
