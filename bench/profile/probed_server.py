@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from export.runtime.onnxruntime import OnnxSession
-from server.__main__ import main
 from server.access.gate import Gate
 from server.api import calls, observed
+from server.cli import main
 from server.loop import engine, runner
 
 from .stages import Recorder

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from server import grpc_core
+
 from ..process import ServingProcess
 
 _READY = re.compile(r"^ready grpc=(\S+)", re.MULTILINE)
@@ -18,7 +20,10 @@ class ProfiledProcess(ServingProcess):
 
     def __init__(self, name: str, module: str, arguments: Sequence[str], log: Path) -> None:
         command = [sys.executable, "-m", module, *arguments]
-        super().__init__(name, command, log, start_timeout=START_TIMEOUT, stop_timeout=STOP_TIMEOUT)
+        environment = {grpc_core.VARIABLE: grpc_core.SERVER}  # as `python -m server` has it
+        super().__init__(
+            name, command, log, environment=environment, start_timeout=START_TIMEOUT, stop_timeout=STOP_TIMEOUT
+        )
         self.address = ""
 
     def _look_ready(self) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench import board
-from bench.__main__ import main
+from bench.cli import main
 from bench.demo.ask import BEST_M, STEPS, methods_for
 from bench.demo.command import CHECKPOINTS, MODELS
 from bench.demo.errors import DemoError

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.__main__ import main
+from bench.cli import main
 from bench.faults import campaign as campaign_module
 from bench.faults.campaign import Campaign, PhaseResult, Server
 from bench.faults.contents import draw_contents

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from bench.__main__ import main
+from bench.cli import main
 from bench.gate.ratios import Better, GateError, Ratio, Result
 from bench.gate.readers import read_result
 from bench.gate.verdict import Verdict, differences, judge

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bench.__main__ import main
+from bench.cli import main
 from bench.soak import SoakPlan, find_capacity
 from bench.soak_result import Bounds, Drift, Window, drift_of
 from tests.bench.fake_server import fake_server

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.__main__ import main
+from bench.cli import main
 from bench.environment import describe_environment
 from bench.turns.result import Ratio, Side, Turn, TurnsResult
 

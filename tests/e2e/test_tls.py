@@ -16,7 +16,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from server.__main__ import main, parse
+from server.cli import main, parse
 from server.client import FewstepClient, FewstepError
 from server.config import Security
 

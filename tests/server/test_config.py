@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from server.__main__ import parse
+from server.cli import parse
 from server.config import ClientLimits, ConfigError, Security
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.__main__ import main
+from bench.cli import main
 from bench.compare import command
 from bench.compare.command import in_turn
 from bench.compare.loads import Load

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.__main__ import main
+from bench.cli import main
 from bench.end_to_end import measure
 from bench.end_to_end.bundles import checkpoint_of, find_bundle, untraced
 from bench.end_to_end.cases import WORKLOADS, Case, EndToEndError, Workload, program_of

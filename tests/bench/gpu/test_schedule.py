@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from bench.__main__ import main
+from bench.cli import main
 from bench.end_to_end.result import Goal
 from bench.environment import describe_environment
 from bench.gpu import child, command

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bench.__main__ import main
+from bench.cli import main
 from tests.bench.fake_server import FakeServer
 
 SHORT = ["--duration", "0.5", "--warmup", "0.1"]

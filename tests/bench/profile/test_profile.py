@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.__main__ import main
+from bench.cli import main
 from bench.profile import flame
 from bench.profile.stages import STAGES
 

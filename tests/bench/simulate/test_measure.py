@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.__main__ import main
+from bench.cli import main
 from bench.load.plan import DEFAULT_MIX
 from bench.mix import Call, Kind, parse_mix
 from bench.simulate.costs import Costs, Group, load_costs

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.__main__ import main
+from bench.cli import main
 from bench.simulate.costs import Costs, Group, HostCost, StepCost, save_costs
 from bench.simulate.fleet import simulate
 from bench.simulate.goal import GoalError, parse_goal, smallest

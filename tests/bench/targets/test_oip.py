@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.__main__ import main
+from bench.cli import main
 from bench.load import LoadPlan, run_load
 from bench.mix import MixError, parse_mix
 from bench.schedule import Poisson
