@@ -15,7 +15,8 @@ MEMORY = 16
 """Over about so many looks the share of jobs that had company is taken."""
 
 MOST_COMPANY = 0.2
-"""The share of jobs that may have company, and others still be taken to be alone."""
+"""The share of jobs that may have company, and others still be taken to be alone. Of two, four and sixteen clients that
+wait for their answers 0.87 and more of the jobs do, and none is run at once (2 cores, one-step requests)."""
 
 
 class Company:
