@@ -349,7 +349,7 @@ class FewstepClient:
                 message = f"the server sent {len(images.png)} images as PNG, which cannot be read: {error}"
                 raise FewstepError(grpc.StatusCode.DATA_LOSS, message) from error
         wanted = 4 * math.prod(images.shape)
-        if len(images.shape) != 4 or min(images.shape) < 0 or len(images.raw) != wanted:
+        if len(images.shape) != 4 or min(images.shape) < 1 or len(images.raw) != wanted:
             message = f"the server sent {len(images.raw)} bytes of images of shape {list(images.shape)}"
             raise FewstepError(grpc.StatusCode.DATA_LOSS, message)
         return np.frombuffer(images.raw, dtype="<f4").reshape(images.shape).astype(np.float32)

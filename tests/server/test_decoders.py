@@ -12,7 +12,7 @@ import pytest
 from google.protobuf import any_pb2
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -252,6 +252,7 @@ def test_tensors_of_the_open_inference_protocol_are_read_or_refused(request: oip
 
 @PARAMETERS
 @given(message=IMAGES)
+@example(message=pb.Images(shape=[0, 0, 0, 1 << 61]))
 def test_the_client_decodes_images_or_raises_its_own_error(message: pb.Images):
     """What a server sends is an array of four dimensions, or a FewstepError."""
     with FewstepClient("127.0.0.1:1") as client:
