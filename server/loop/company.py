@@ -16,7 +16,8 @@ MEMORY = 16
 
 MOST_COMPANY = 0.2
 """The share of jobs that may have company, and others still be taken to be alone. Of two, four and sixteen clients that
-wait for their answers 0.87 and more of the jobs do, and none is run at once (2 cores, one-step requests)."""
+wait for their answers 0.87 and more of the jobs do: half a dozen are run at once when the clients arrive, and then none
+(2 cores, one-step requests)."""
 
 
 class Company:

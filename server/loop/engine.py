@@ -18,12 +18,13 @@ from time import perf_counter
 
 from ..config import Limits
 from ..errors import Cancelled, Internal, ServerError, StepFailed, Unavailable
-from ..types import Batch, Job, ModelKey, Row, StepRecord
+from ..types import Batch, Job, ModelKey, Row
 from .batcher import Batcher
 from .cohorts import Cohorts
 from .company import Company
 from .load import ModelLoad
 from .protocols import DeviceLost, NetworkError, Runner, Step
+from .step_records import record_step
 
 log = logging.getLogger(__name__)
 
@@ -34,9 +35,6 @@ LEAD_SECONDS = 0.002
 SAFE_SHARE = 0.75
 """A batch is given to a busy device so long before the running one is predicted to end, of whose time that share is
 counted on: the host needs a part of it, and who comes until then is in the batch."""
-
-MAX_STEP_RECORDS = 500
-"""Steps of one call that are traced."""
 
 StepObserver = Callable[[Batch, float], None]
 
@@ -351,7 +349,7 @@ class Engine:
                 _tell(row.job.on_preview, row, line)
             row.preview = None
         if self._traces:
-            _record_step(flight, started, seconds)
+            record_step(batch, flight.lines, started, seconds)
         with self._lock:
             ended = self.batcher.complete(batch, seconds, network_seconds)
             self._flights.popleft()
@@ -378,21 +376,6 @@ class Engine:
     def _finish(ended: list[tuple[Job, ServerError | None]]) -> None:
         for job, error in ended:
             _tell(job.on_done, job, error)
-
-
-def _record_step(flight: _Flight, started: float, seconds: float) -> None:
-    """Write the batch down for each traced call that has rows in it."""
-    batch = flight.batch
-    traced: dict[int, tuple[list[StepRecord], list[tuple[Row, int]]]] = {}
-    for row, line in zip(batch.rows, flight.lines, strict=True):
-        records = row.job.trace
-        if records is not None and len(records) < MAX_STEP_RECORDS:
-            traced.setdefault(id(records), (records, []))[1].append((row, line))
-    for records, members in traced.values():
-        own = sum([2 if row.program.lines[line].guided else 1 for row, line in members])
-        lines = [line for _, line in members]
-        first, last = min(lines) + 1, max(lines) + batch.steps
-        records.append(StepRecord(batch.network, batch.kind, started, seconds, own, batch.network_rows, first, last))
 
 
 def _tell(callback: Callable[..., None], *arguments: object) -> None:
